@@ -1,0 +1,155 @@
+"""The IBQ tokenizer: encoder, quantizer, decoder, in the shape of diffusers' `VQModel`."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import VQModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from .quantizer_ibq import IBQQuantizer
+
+
+class IBQModel(VQModel):
+    r"""
+    IBQ vision tokenizer (Shi et al. 2024): an image of `(H, W)` pixels becomes `(H / 16, W / 16)` codes and back.
+
+    Encoder and decoder are diffusers' own, which equal IBQ's; the quantizer is index backpropagation quantization.
+    Defaults are the ETT paper's tokenizer (section 3.1): factor 16, 131,072 codes of width 256.
+
+    Args:
+        in_channels, out_channels (`int`): Channels of the picture.
+        down_block_types, up_block_types (`tuple[str, ...]`): Blocks of the encoder and of the decoder; each but the last
+            halves, or doubles, height and width.
+        block_out_channels (`tuple[int, ...]`): Widths of the encoder's blocks; the decoder has them in reverse.
+        layers_per_block (`int`): Residual blocks a level (one more in the decoder).
+        latent_channels (`int`): Channels between encoder and `quant_conv`, and between `post_quant_conv` and decoder.
+        num_vq_embeddings (`int`): Codebook size K.
+        vq_embed_dim (`int`): Width D of a code.
+        norm_num_groups (`int`): Groups of the group normalization.
+        patch_size (`int`): Side of the pixel blocks folded into channels before the encoder (and unfolded after the
+            decoder). 1, as in IBQ, folds nothing; 2 makes a small tokenizer about four times cheaper.
+        l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature: See [`IBQQuantizer`].
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4,
+        block_out_channels: tuple[int, ...] = (128, 128, 256, 256, 512),
+        layers_per_block: int = 4,
+        latent_channels: int = 256,
+        num_vq_embeddings: int = 131072,
+        vq_embed_dim: int = 256,
+        norm_num_groups: int = 32,
+        mid_block_add_attention: bool = True,
+        patch_size: int = 1,
+        l2_normalize: bool = False,
+        logit_scale: float = 1.0,
+        codebook_loss_weight: float = 0.25,
+        entropy_temperature: float = 0.01,
+    ):
+        # VQModel's own constructor would register its configuration over ours and allocate a second codebook.
+        super(VQModel, self).__init__()
+        self.encoder = Encoder(
+            in_channels=in_channels * patch_size**2,
+            out_channels=latent_channels,
+            down_block_types=down_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            double_z=False,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.quant_conv = nn.Conv2d(latent_channels, vq_embed_dim, 1)
+        self.quantize = IBQQuantizer(
+            num_vq_embeddings,
+            vq_embed_dim,
+            l2_normalize=l2_normalize,
+            logit_scale=logit_scale,
+            codebook_loss_weight=codebook_loss_weight,
+            entropy_temperature=entropy_temperature,
+        )
+        self.post_quant_conv = nn.Conv2d(vq_embed_dim, latent_channels, 1)
+        self.decoder = Decoder(
+            in_channels=latent_channels,
+            out_channels=out_channels * patch_size**2,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels a code along each side."""
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            x (`torch.Tensor` of shape `(batch_size, channels, H, W)`): Pixels in `[-1, 1]`.
+
+        Returns:
+            `VQEncoderOutput` with `latents` of shape `(batch_size, dim, H / spatial_factor, W / spatial_factor)`.
+
+        Raises:
+            ValueError: A side of the picture is no multiple of `spatial_factor`.
+        """
+        height, width = x.shape[-2:]
+        if height % self.spatial_factor or width % self.spatial_factor or 0 in (height, width):
+            raise ValueError(
+                f"The pictures are {height} x {width} pixels (height x width); this tokenizer needs sides that are "
+                f"multiples of {self.spatial_factor}. Resize or crop them first, for instance with ETTImageProcessor."
+            )
+        latents = self.quant_conv(self.encoder(F.pixel_unshuffle(x, self.config.patch_size)))
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True, shape=None
+    ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            h (`torch.Tensor` of shape `(batch_size, dim, height, width)`): Latents, or with `force_not_quantize` the
+                embeddings of their codes.
+
+        Returns:
+            `DecoderOutput` with `sample` of shape `(batch_size, channels, H, W)`, nominally in `[-1, 1]` but not
+            clamped, and `commit_loss`, the quantization loss where latents were quantized.
+        """
+        commit_loss = None
+        if not force_not_quantize:
+            quantized = self.quantize(h)
+            h, commit_loss = quantized.embeddings, quantized.quantization_loss
+        sample = F.pixel_shuffle(self.decoder(self.post_quant_conv(h)), self.config.patch_size)
+        return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+
+    def codes_to_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Codes `(batch_size, height, width)` to their codebook embeddings `(batch_size, dim, height, width)`."""
+        return self.quantize.lookup(codes)
+
+    def decode_codes(self, codes: torch.LongTensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Codes `(batch_size, height, width)` to pictures, as [`~IBQModel.decode`] returns them.
+
+        Raises:
+            ValueError: `codes` is not of three dimensions, or a code lies outside the codebook.
+        """
+        if codes.ndim != 3:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}; expected (batch_size, height, width).")
+        if codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.num_vq_embeddings:
+            raise ValueError(
+                f"codes lie between {codes.min()} and {codes.max()}; this tokenizer's are 0 to "
+                f"{self.config.num_vq_embeddings - 1}. Were they made by another tokenizer?"
+            )
+        return self.decode(self.codes_to_embeddings(codes), force_not_quantize=True, return_dict=return_dict)
+
+
+__all__ = ["IBQModel"]
