@@ -1,0 +1,54 @@
+# `make help` lists what can be done here. Everything runs in .venv, which is made when it is first needed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo test quality format bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## Train every stage at miniature scale, evaluate, write report/ (ARGS="--quick" for four minutes)
+	$(BIN)/ett demo $(ARGS)
+
+test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+quality: $(STAMP)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## Repair style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Run the benchmarks
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+venv: $(BIN)/python  ## Make the environment, empty
+
+install: $(STAMP)  ## Make the environment and install everything into it
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "ETT needs Python 3.10 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@if uv --version >/dev/null 2>&1; then uv venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+	else $(PYTHON) -m venv $(VENV) || { \
+		echo "Could not make $(VENV). On Debian and Ubuntu: apt install python3-venv (or install uv)." >&2; exit 1; }; fi
+
+# pip goes quiet for minutes while it downloads torch; uv takes seconds where it is installed.
+$(STAMP): pyproject.toml | $(BIN)/python
+	@echo "Installing ETT and what it needs (some gigabytes the first time) ..."
+	@if uv --version >/dev/null 2>&1; then uv pip install --python $(BIN)/python -e ".[dev]"; \
+	else $(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"; fi
+	@touch $@
+
+clean:  ## Remove the environment and caches; models and reports stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
