@@ -1,0 +1,59 @@
+"""The embedded data set "scenes": pictures drawn on the fly, what is said of them, and a detector to read them."""
+
+from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair, parse_prompt
+from .language import (
+    CHANCE,
+    QUESTION_TYPES,
+    RELATIONS,
+    Question,
+    caption,
+    parse_caption,
+    questions,
+    split_words,
+    vocabulary,
+)
+from .rendering import IMAGE_SIZE, Background
+from .scenes import (
+    COLORS,
+    HELD_OUT_PAIRS,
+    NUMBERS,
+    PLACES,
+    ROWS,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Scene,
+    Scenes,
+    Shape,
+    Text,
+)
+
+__all__ = [
+    "CHANCE",
+    "COLORS",
+    "HELD_OUT_PAIRS",
+    "IMAGE_SIZE",
+    "NUMBERS",
+    "PLACES",
+    "PROMPT_CATEGORIES",
+    "QUESTION_TYPES",
+    "RELATIONS",
+    "ROWS",
+    "SHAPES",
+    "SIZES",
+    "WORDS",
+    "Background",
+    "DrawingPrompt",
+    "Question",
+    "Scene",
+    "Scenes",
+    "Shape",
+    "Text",
+    "caption",
+    "drawing_pair",
+    "parse_caption",
+    "parse_prompt",
+    "questions",
+    "split_words",
+    "vocabulary",
+]
