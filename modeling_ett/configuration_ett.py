@@ -1,0 +1,47 @@
+"""Configuration of ETT: a language model of transformers, an IBQ tokenizer, and the few numbers that join them."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class ETTConfig(PreTrainedConfig):
+    r"""
+    Args:
+        text_config (`PreTrainedConfig` or `dict`): Configuration of any causal language model of transformers that takes
+            `inputs_embeds`; the default is Qwen2.
+        vq_config (`dict`): Configuration of the [`IBQModel`]; fields left out have the paper's values.
+        image_token_id (`int`): Placeholder that stands once for each code of a picture.
+        image_start_token_id, image_end_token_id (`int`): Tokens around a picture's placeholders.
+        image_size (`int`): Pixels along each side of the pictures that the model was trained on and draws by default.
+        visual_embedding (`"codebook"` or `"index"`): What stands for a code in the language model: its codebook embedding
+            (the paper's method), or one learned apart from the tokenizer (the paper's "index" baseline).
+        visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
+
+    The tokens' defaults are those of Qwen2.5's vocabulary, so that nothing is added to it.
+    """
+
+    model_type = "ett"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2")}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vq_config: dict[str, Any] | None = None
+    image_token_id: int = 151655
+    image_start_token_id: int = 151652
+    image_end_token_id: int = 151653
+    image_size: int = 512
+    visual_embedding: Literal["codebook", "index"] = "codebook"
+    visual_head: bool = False
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.vq_config = dict(self.vq_config or {})
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+
+__all__ = ["ETTConfig"]

@@ -1,0 +1,401 @@
+"""ETT: a vision tokenizer's codebook embeddings, through a projector, into a language model (paper, section 3).
+
+- Pixels, codes and codebook embeddings are three ways in; they meet at embeddings, and nothing after that point knows which
+  it was.
+- The tokenizer is part of the model, so the caption loss reaches its encoder and its codebook.
+- The same embeddings are decoded to a picture when a reconstruction is asked for.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_ett import ETTConfig
+from .generation_ett import ImageGenerationMixin
+from .modeling_ibq import IBQModel
+from .quantizer_ibq import IBQQuantizerOutput
+
+
+@dataclass
+class ETTModelOutputWithPast(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`).
+        past_key_values, hidden_states, attentions: As in the language model.
+        image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected pictures.
+        quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    quantized: IBQQuantizerOutput | None = None
+
+
+@dataclass
+class ETTCausalLMOutputWithPast(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `()`): Sum of the caption loss (where `labels` were given) and the code loss (where
+            `code_labels` were).
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens.
+        code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
+            order; given with `code_labels`.
+        reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not clamped.
+        past_key_values, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    code_logits: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    quantized: IBQQuantizerOutput | None = None
+
+
+class ETTProjector(nn.Module):
+    """Codebook embeddings `(..., D)` to the language model's width `(..., C)`: Linear, GELU, Linear (section 3.2)."""
+
+    def __init__(self, embed_dim: int, hidden_size: int, input_scale: float = 1.0):
+        super().__init__()
+        self.input_scale = input_scale
+        self.linear_1 = nn.Linear(embed_dim, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        embeddings = embeddings.to(self.linear_1.weight.dtype) * self.input_scale
+        return self.linear_2(F.gelu(self.linear_1(embeddings)))
+
+
+class ETTPreTrainedModel(PreTrainedModel):
+    config: ETTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["vision_tokenizer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module):
+        if getattr(module, "is_vision_tokenizer", False):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+
+class ETTModel(ETTPreTrainedModel):
+    """Tokenizer, projector and language model without heads."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^visual_head\."]
+
+    def __init__(self, config: ETTConfig):
+        super().__init__(config)
+        self.vision_tokenizer = IBQModel.from_config(config.vq_config)
+        vq_config = self.vision_tokenizer.config
+        # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
+        input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
+        if config.visual_embedding == "index":
+            self.index_embedding = nn.Embedding(vq_config.num_vq_embeddings, vq_config.vq_embed_dim)
+            input_scale = 1.0
+        self.projector = ETTProjector(vq_config.vq_embed_dim, config.text_config.hidden_size, input_scale)
+        self.language_model = AutoModel.from_config(config.text_config)
+        for module in self.vision_tokenizer.modules():
+            module.is_vision_tokenizer = True
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def quantize_pixels(self, pixel_values: torch.Tensor) -> IBQQuantizerOutput:
+        """Pixels `(num_images, 3, H, W)` in `[-1, 1]` to codes and embeddings, with losses where the tokenizer learns."""
+        tokenizer = self.vision_tokenizer
+        learns = self.training and any(parameter.requires_grad for parameter in tokenizer.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)):
+            latents = tokenizer.encode(pixel_values.to(tokenizer.dtype)).latents
+            return tokenizer.quantize(latents, return_losses=learns)
+
+    def embed_codes(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Codes `(num_images, height, width)` to what the language model sees, `(num_images, height * width, C)`."""
+        if self.config.visual_embedding == "index":
+            return self.projector(self.index_embedding(codes.flatten(1)))
+        return self.projector(self.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2))
+
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+    ) -> tuple[torch.FloatTensor, IBQQuantizerOutput | None]:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(num_images, 3, H, W)`, in `[-1, 1]`), or
+            image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
+            image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster order.
+
+        Returns:
+            The projected pictures `(num_images, height * width, C)`, and for `pixel_values` what the tokenizer made of them.
+
+        Raises:
+            ValueError: Not exactly one of the three is given, or embeddings are given to an "index" model.
+        """
+        given = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise ValueError(f"Give pictures as one of {', '.join(given)}; given: {', '.join(names) or 'none'}.")
+        quantized = None
+        if pixel_values is not None:
+            quantized = self.quantize_pixels(pixel_values)
+            if self.config.visual_embedding == "index":
+                return self.embed_codes(quantized.codes), quantized
+            image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
+        elif image_codes is not None:
+            return self.embed_codes(image_codes), None
+        elif self.config.visual_embedding == "index":
+            raise ValueError(
+                'image_embeds were given to a model with visual_embedding="index", which has its own embedding for each '
+                "code; give image_codes or pixel_values."
+            )
+        return self.projector(image_embeds), quantized
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> ETTModelOutputWithPast:
+        """Pictures come as [`~ETTModel.get_image_features`] takes them; their embeddings replace, in order, the
+        placeholders `config.image_token_id` in `input_ids`.
+
+        Raises:
+            ValueError: Neither or both of `input_ids` and `inputs_embeds` are given, or placeholders and codes differ in
+                number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        image_features = quantized = None
+        if not (pixel_values is None and image_codes is None and image_embeds is None):
+            image_features, quantized = self.get_image_features(pixel_values, image_codes, image_embeds)
+            placeholders = self.placeholder_mask(input_ids, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(
+                placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            )
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return ETTModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+            quantized=quantized,
+        )
+
+    def placeholder_mask(self, input_ids: torch.LongTensor | None, image_features: torch.Tensor) -> torch.BoolTensor:
+        """Where pictures stand in `input_ids`, of its shape."""
+        if input_ids is None:
+            raise ValueError("Pictures need input_ids with placeholders for them; only inputs_embeds were given.")
+        mask = input_ids == self.config.image_token_id
+        if not torch.compiler.is_compiling():
+            placeholders, codes = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
+            if placeholders != codes:
+                raise ValueError(
+                    f"input_ids hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
+                    f"{image_features.shape[0]} pictures have {codes} codes. Prepare both with one ETTProcessor call."
+                )
+        return mask
+
+
+class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, GenerationMixin):
+    """ETT with a head for text and, where `config.visual_head` is set, one for image codes."""
+
+    output_modalities = ("image", "text")
+
+    def __init__(self, config: ETTConfig):
+        super().__init__(config)
+        self.model = ETTModel(config)
+        hidden_size = config.text_config.hidden_size
+        self.lm_head = nn.Linear(hidden_size, config.text_config.vocab_size, bias=False)
+        if config.visual_head:
+            self.visual_head = nn.Linear(hidden_size, self.model.vision_tokenizer.config.num_vq_embeddings, bias=False)
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, language_model: PreTrainedModel, vision_tokenizer: IBQModel, **config_kwargs
+    ) -> "ETTForConditionalGeneration":
+        """Joins a causal language model and a tokenizer, sharing their weights; projector and visual head are new.
+
+        Args:
+            language_model (`PreTrainedModel`): Any causal language model with a head, e.g. `Qwen2ForCausalLM`.
+            vision_tokenizer ([`IBQModel`]): The vision tokenizer.
+            config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
+
+        Raises:
+            TypeError: `language_model` has no output embeddings or `vision_tokenizer` is no [`IBQModel`].
+        """
+        if language_model.get_output_embeddings() is None:
+            raise TypeError(
+                f"{type(language_model).__name__} has no language-modelling head; load it with AutoModelForCausalLM."
+            )
+        if type(vision_tokenizer).__name__ != IBQModel.__name__:
+            raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
+        vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
+        config = ETTConfig(text_config=language_model.config.to_dict(), vq_config=vq_config, **config_kwargs)
+        model = cls(config)
+        model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
+        model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+        model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+        model.tie_weights()
+        if language_model.generation_config is not None:
+            model.generation_config = language_model.generation_config
+        return model
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        code_labels: torch.LongTensor | None = None,
+        return_reconstruction: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ETTCausalLMOutputWithPast:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where none
+                (equation 2).
+            code_labels (`torch.LongTensor` of shape `(num_images, height, width)`): Codes to predict, each from what stands
+                before it; -100 where none.
+            return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
+            logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
+            num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.
+
+        The rest is as in [`ETTModel`].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_codes=image_codes,
+            image_embeds=image_embeds,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        losses, logits, code_logits, reconstruction = [], None, None, None
+        if code_labels is None or labels is not None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
+        if labels is not None:
+            losses.append(
+                self.loss_function(
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=self.config.text_config.vocab_size,
+                    num_items_in_batch=num_items_in_batch,
+                )
+            )
+        if code_labels is not None:
+            code_logits = self.score_codes(hidden_states, input_ids)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            code_loss = F.cross_entropy(code_logits.float(), code_labels.flatten(), reduction=reduction)
+            losses.append(code_loss if num_items_in_batch is None else code_loss / num_items_in_batch)
+        if return_reconstruction:
+            if outputs.quantized is None:
+                raise ValueError("A reconstruction was asked for without pixel_values.")
+            reconstruction = self.model.vision_tokenizer.decode(
+                outputs.quantized.embeddings, force_not_quantize=True
+            ).sample
+        return ETTCausalLMOutputWithPast(
+            loss=sum(losses) if losses else None,
+            logits=logits,
+            code_logits=code_logits,
+            reconstruction=reconstruction,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            quantized=outputs.quantized,
+        )
+
+    def score_codes(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Scores `(num_codes_in_batch, K)` of the code at each placeholder, from the hidden state before it."""
+        self.require_visual_head()
+        before_placeholder = input_ids[:, 1:] == self.config.image_token_id
+        return self.visual_head(hidden_states[:, :-1][before_placeholder])
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
+    ):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        # Later steps find the pictures in the cache.
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, image_embeds=image_embeds)
+        return model_inputs
+
+
+__all__ = [
+    "ETTCausalLMOutputWithPast",
+    "ETTForConditionalGeneration",
+    "ETTModel",
+    "ETTModelOutputWithPast",
+    "ETTPreTrainedModel",
+    "ETTProjector",
+]
