@@ -1,0 +1,98 @@
+"""Makes transformers know ETT without loading transformers, or torch, before anyone uses them.
+
+The Auto classes take classes, and a model's class costs an import of torch. But transformers finds its own models lazily:
+from tables of names, and then from the module `transformers.models.<model type>`. ETT does the same in two steps:
+
+1. `prepare` waits until transformers loads its tables (`transformers.models.auto.auto_mappings`, plain data), then adds
+   ETT's three names to them and lets this module stand for `transformers.models.ett`.
+2. When transformers asks for one of ETT's classes, `register` enters all of them with the public `Auto*.register`
+   functions, and the pipelines too.
+
+Whoever imports ETT's model directly sets off `register` as well, so the Auto classes know every ETT model that exists.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+from .rooms import room
+
+_TABLES = "transformers.models.auto.auto_mappings"
+_MODEL = "modeling_ett.modeling_ett"
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls `action(module)` once, right after the module `name` was first imported."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]):
+        self.name = name
+        self.action = action
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name:
+            return None
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def execute_then_act(module: ModuleType):
+                execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self.action(module)
+
+            spec.loader.exec_module = execute_then_act
+        return spec
+
+
+def _after_import(name: str, action: Callable[[ModuleType], None]):
+    if name in sys.modules:
+        action(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, action))
+
+
+def prepare():
+    """Called once by `import ett`."""
+    _after_import(_TABLES, _add_names)
+    _after_import(_MODEL, lambda module: register())
+
+
+def _add_names(tables: ModuleType):
+    tables.CONFIG_MAPPING_NAMES["ett"] = "ETTConfig"
+    tables.PROCESSOR_MAPPING_NAMES["ett"] = "ETTProcessor"
+    tables.IMAGE_PROCESSOR_MAPPING_NAMES["ett"] = {"torchvision": "ETTImageProcessor"}
+    sys.modules["transformers.models.ett"] = sys.modules[__name__]
+
+
+def __getattr__(name: str):
+    if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor"):
+        register()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register():
+    """Enters ETT's classes and pipelines into transformers' registries; may be called again."""
+    import transformers
+
+    config = room("modeling_ett.configuration_ett").ETTConfig
+    models = room(_MODEL)
+    processing = room("processing_ett")
+    globals().update(
+        ETTConfig=config, ETTProcessor=processing.ETTProcessor, ETTImageProcessor=processing.ETTImageProcessor
+    )
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    transformers.AutoModel.register(config, models.ETTModel, exist_ok=True)
+    for auto_class in (transformers.AutoModelForImageTextToText, transformers.AutoModelForMultimodalLM):
+        auto_class.register(config, models.ETTForConditionalGeneration, exist_ok=True)
+    transformers.AutoProcessor.register(config, processing.ETTProcessor, exist_ok=True)
+    transformers.AutoImageProcessor.register(
+        config, image_processor_classes={"torchvision": processing.ETTImageProcessor}, exist_ok=True
+    )
+    room("processing_ett.pipeline_ett").register_pipelines()
+
+
+__all__ = ["prepare", "register"]
