@@ -1,5 +1,7 @@
 """The IBQ tokenizer: encoder, quantizer, decoder, in the shape of diffusers' `VQModel`."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import VQModel
@@ -9,7 +11,20 @@ from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from .quantizer_ibq import IBQQuantizer
+from .quantizer_ibq import IBQQuantizer, IBQQuantizerOutput
+
+
+@dataclass
+class IBQModelOutput(DecoderOutput):
+    """A reconstruction and what it was made from.
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, channels, H, W)`): The reconstruction, not clamped.
+        commit_loss (`torch.Tensor` of shape `()`): The quantization loss.
+        quantized ([`IBQQuantizerOutput`]): Codes, embeddings and all losses of the quantizer.
+    """
+
+    quantized: IBQQuantizerOutput | None = None
 
 
 class IBQModel(VQModel):
@@ -132,6 +147,15 @@ class IBQModel(VQModel):
         sample = F.pixel_shuffle(self.decoder(self.post_quant_conv(h)), self.config.patch_size)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> IBQModelOutput | tuple:
+        """Reconstructs pixels `(batch_size, channels, H, W)` in `[-1, 1]`."""
+        quantized = self.quantize(self.encode(sample).latents)
+        reconstruction = self.decode(quantized.embeddings, force_not_quantize=True).sample
+        output = IBQModelOutput(
+            sample=reconstruction, commit_loss=quantized.quantization_loss, quantized=quantized
+        )
+        return output if return_dict else output.to_tuple()
+
     def codes_to_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
         """Codes `(batch_size, height, width)` to their codebook embeddings `(batch_size, dim, height, width)`."""
         return self.quantize.lookup(codes)
@@ -152,4 +176,4 @@ class IBQModel(VQModel):
         return self.decode(self.codes_to_embeddings(codes), force_not_quantize=True, return_dict=return_dict)
 
 
-__all__ = ["IBQModel"]
+__all__ = ["IBQModel", "IBQModelOutput"]

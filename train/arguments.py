@@ -1,0 +1,67 @@
+"""Settings of the one trainer: those of transformers, and the joint objective's."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ETTTrainingArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] with the paper's joint objective. Changed defaults: Adam without weight decay, cosine
+    schedule with 3% warm-up (section 4.1), columns are kept.
+
+    Parameters that control the joint objective (equations 1 and 3):
+        alpha, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.
+
+    Parameters that control the perceptual loss:
+        perceptual_network, perceptual_pretrained.
+
+    Parameters that control the discriminator:
+        discriminator_learning_rate, discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
+
+    Parameters that control the optimizer:
+        part_learning_rates.
+    """
+
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay; the paper's Adam has none."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up, in steps or, below 1, as a share of all."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf in logged losses."})
+
+    alpha: float = field(default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."})
+    quantization_weight: float = field(default=1.0, metadata={"help": "Weight of the quantization loss."})
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of LPIPS; 0 leaves it out."})
+    adversarial_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the GAN loss; 0 trains no discriminator."}
+    )
+    entropy_weight: float = field(default=0.05, metadata={"help": "Weight of the entropy loss."})
+
+    perceptual_network: str = field(default="vgg", metadata={"help": "LPIPS network: vgg, alex or squeeze."})
+    perceptual_pretrained: bool = field(
+        default=True, metadata={"help": "Use ImageNet weights in LPIPS; otherwise random ones."}
+    )
+
+    discriminator_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the discriminator; by default the generator's."}
+    )
+    discriminator_start_step: int = field(default=0, metadata={"help": "First step with a discriminator."})
+    discriminator_width: int = field(default=64, metadata={"help": "Channels of its first layer."})
+    discriminator_layers: int = field(default=3, metadata={"help": "Its layers that halve the resolution."})
+    lecam_weight: float = field(default=0.05, metadata={"help": "Weight of LeCAM regularization."})
+
+    part_learning_rates: dict[str, float] | None = field(
+        default=None, metadata={"help": "Learning rates of single parts, by the parts' names in the recipe."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.perceptual_network not in ("vgg", "alex", "squeeze"):
+            raise ValueError(f"perceptual_network is {self.perceptual_network!r}; expected vgg, alex or squeeze.")
+        for name in ("alpha", "quantization_weight", "perceptual_weight", "adversarial_weight", "entropy_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; a loss weight cannot be negative.")
+
+
+__all__ = ["ETTTrainingArguments"]

@@ -1,0 +1,70 @@
+"""The adversary of tokenizer training: a PatchGAN discriminator with hinge loss and LeCAM regularization."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches of a picture real or reconstructed (PatchGAN, Isola et al. 2017).
+
+    The running means that LeCAM (Tseng et al. 2021) compares with are buffers, so they are saved with the weights.
+
+    Args:
+        width (`int`): Channels after the first layer; they double with each further one, up to eight times.
+        num_layers (`int`): Layers that halve the resolution.
+        lecam_decay (`float`): Decay of the running means.
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 64, num_layers: int = 3, lecam_decay: float = 0.999):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        channels = width
+        for index in range(1, num_layers + 1):
+            following = width * min(2**index, 8)
+            stride = 2 if index < num_layers else 1
+            layers += [
+                nn.Conv2d(channels, following, 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(following),
+                nn.LeakyReLU(0.2),
+            ]
+            channels = following
+        layers.append(nn.Conv2d(channels, 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.lecam_decay = lecam_decay
+        self.register_buffer("lecam_real", torch.zeros(()))
+        self.register_buffer("lecam_fake", torch.zeros(()))
+        self.apply(self._init_weights)
+
+    @staticmethod
+    def _init_weights(module: nn.Module):
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels `(batch_size, 3, H, W)` in `[-1, 1]` to logits `(batch_size, 1, rows, columns)`, high where real."""
+        return self.main(pixels)
+
+    def lecam_regularization(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+        """Updates the running means and returns the squared excess of logits over the other side's mean, `()`."""
+        with torch.no_grad():
+            self.lecam_real.lerp_(real_logits.mean().to(self.lecam_real), 1 - self.lecam_decay)
+            self.lecam_fake.lerp_(fake_logits.mean().to(self.lecam_fake), 1 - self.lecam_decay)
+        return (
+            F.relu(real_logits - self.lecam_fake).square().mean() + F.relu(self.lecam_real - fake_logits).square().mean()
+        )
+
+
+def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Hinge loss of the discriminator over all patches, of shape `()`."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Non-saturating loss of the generator, on each picture's mean logit, of shape `()`."""
+    return F.softplus(-fake_logits.flatten(1).mean(dim=1)).mean()
+
+
+__all__ = ["PatchDiscriminator", "discriminator_hinge_loss", "generator_loss"]

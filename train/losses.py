@@ -1,0 +1,67 @@
+"""Equation 1 of the paper: what a reconstruction costs, term by term."""
+
+import logging
+
+import lpips
+import torch
+from torch import nn
+
+from modeling_ett.quantizer_ibq import IBQQuantizerOutput
+
+logger = logging.getLogger(__name__)
+
+PERCEPTUAL_SEED = 0
+
+
+def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
+    """LPIPS (Zhang et al. 2018), frozen.
+
+    Args:
+        network (`"vgg"`, `"alex"` or `"squeeze"`): The network whose features are compared.
+        pretrained (`bool`): Use ImageNet weights, which torchvision downloads once. Otherwise the network's weights are
+            random, the same in every run.
+
+    Raises:
+        OSError: The pretrained weights are neither cached nor within reach.
+    """
+    if pretrained:
+        try:
+            loss = lpips.LPIPS(net=network, verbose=False)
+        except OSError as error:
+            raise OSError(
+                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once with a "
+                "network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false to "
+                "compare random features instead."
+            ) from error
+    else:
+        logger.warning("The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(PERCEPTUAL_SEED)
+            loss = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+    return loss.eval().requires_grad_(False)
+
+
+def reconstruction_losses(
+    pixels: torch.Tensor,
+    reconstruction: torch.Tensor,
+    quantized: IBQQuantizerOutput,
+    perceptual: nn.Module | None = None,
+) -> dict[str, torch.Tensor]:
+    """The terms of equation 1 that need no discriminator, unweighted, each of shape `()`.
+
+    Args:
+        pixels, reconstruction (`torch.Tensor` of shape `(batch_size, 3, H, W)`): In `[-1, 1]`.
+        quantized: The quantizer's output, with its losses.
+        perceptual: What [`build_perceptual_loss`] returned.
+    """
+    losses = {
+        "reconstruction": (pixels - reconstruction).abs().mean(),
+        "quantization": quantized.quantization_loss,
+        "entropy": quantized.entropy_loss,
+    }
+    if perceptual is not None:
+        losses["perceptual"] = perceptual(pixels, reconstruction).mean()
+    return losses
+
+
+__all__ = ["build_perceptual_loss", "reconstruction_losses"]

@@ -1,0 +1,285 @@
+"""One trainer for every stage.
+
+- What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption loss,
+  code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
+- Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
+- A checkpoint holds everything; one without its last file is no checkpoint.
+"""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import ModelMixin
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from modeling_ett.modeling_ibq import IBQModel
+
+from .arguments import ETTTrainingArguments
+from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from .losses import build_perceptual_loss, reconstruction_losses
+
+PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
+DISCRIMINATOR_NAME = "discriminator.safetensors"
+DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
+
+
+def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters by part: all of an [`IBQModel`] is the vision tokenizer; the text head belongs to the language model."""
+    parts = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if isinstance(model, IBQModel):
+            part = "vision_tokenizer"
+        elif name.startswith("lm_head"):
+            part = "language_model"
+        else:
+            part = next(part for part in PARTS if part in name.split("."))
+        parts[part].append(parameter)
+    return dict(parts)
+
+
+def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]]:
+    """Freezes all but the named parts. Returns each part's number of parameters and whether it trains.
+
+    Raises:
+        ValueError: The model has no such part.
+    """
+    available = model_parts(model)
+    unknown = [part for part in parts if part not in available]
+    if unknown:
+        raise ValueError(f"This model has no part {', '.join(unknown)}; its parts are {', '.join(available)}.")
+    for part, parameters in available.items():
+        for parameter in parameters:
+            parameter.requires_grad_(part in parts)
+    return {part: (sum(p.numel() for p in parameters), part in parts) for part, parameters in available.items()}
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint in a run's folder. Its state file is written last, so one without it, or with half of
+    it, was interrupted."""
+    for checkpoint in sorted(
+        Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.split("-")[-1])
+    ):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        return checkpoint
+    return None
+
+
+class ETTTrainer(Trainer):
+    """Trains an [`IBQModel`] by equation 1, or an [`ETTForConditionalGeneration`] by equation 3 and its special cases.
+
+    Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
+    `code_labels` for drawing, and `image_codes` in place of `pixel_values` where the tokenizer is frozen.
+    """
+
+    args: ETTTrainingArguments
+
+    def __init__(self, model: nn.Module, args: ETTTrainingArguments, **kwargs):
+        super().__init__(model=model, args=args, **kwargs)
+        self.is_tokenizer = isinstance(model, IBQModel)
+        tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
+        self.tunes_tokenizer = any(parameter.requires_grad for parameter in tokenizer.parameters())
+        self.num_codes = tokenizer.config.num_vq_embeddings
+        # The number of labels in the global batch is counted for models that accept it; compute_loss scales by it itself.
+        self.model_accepts_loss_kwargs = not self.is_tokenizer
+        self.loss_is_scaled_for_ga = True
+        self.perceptual = self.discriminator = None
+        if self.tunes_tokenizer and args.perceptual_weight:
+            self.perceptual = build_perceptual_loss(args.perceptual_network, args.perceptual_pretrained).to(args.device)
+        if self.tunes_tokenizer and args.adversarial_weight:
+            self.discriminator = PatchDiscriminator(
+                tokenizer.config.out_channels, args.discriminator_width, args.discriminator_layers
+            ).to(args.device)
+        self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
+
+    # Optimizers
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            rates = self.args.part_learning_rates or {}
+            parts = model_parts(self.accelerator.unwrap_model(model))
+            if unknown := sorted(set(rates) - set(parts)):
+                raise ValueError(
+                    f"part_learning_rates names {', '.join(unknown)}; this model's parts are {', '.join(parts)}."
+                )
+            groups = [
+                {"params": trained, "lr": rates.get(part, self.args.learning_rate)}
+                for part, parameters in parts.items()
+                if (trained := [parameter for parameter in parameters if parameter.requires_grad])
+            ]
+            if not groups:
+                raise ValueError("Nothing to train: every parameter of the model is frozen.")
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **kwargs, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.discriminator is not None:
+            if resume_from_checkpoint is not None:
+                safetensors.torch.load_model(self.discriminator, Path(resume_from_checkpoint) / DISCRIMINATOR_NAME)
+            rate = self.args.discriminator_learning_rate or self.args.learning_rate
+            optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.5, 0.9))
+            if resume_from_checkpoint is not None:
+                path = Path(resume_from_checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
+                optimizer.load_state_dict(torch.load(path, weights_only=True, map_location=self.args.device))
+            self.discriminator_wrapped, self.discriminator_optimizer = self.accelerator.prepare(
+                self.discriminator, optimizer
+            )
+        return prepared
+
+    # Losses
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        if self.is_tokenizer:
+            outputs = model(inputs["pixel_values"])
+            reconstruction, loss = outputs.sample, None
+        else:
+            if "labels" in inputs:
+                inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
+            outputs = model(**inputs, return_reconstruction=self.tunes_tokenizer and model.training)
+            reconstruction, loss = outputs.reconstruction, outputs.loss
+            self._record("drawing_loss" if "code_labels" in inputs else "caption_loss", self._mean_loss(outputs, inputs))
+            if num_items_in_batch is None:
+                loss = loss / self._accumulation_steps
+            else:
+                loss = loss * self.accelerator.num_processes
+        if reconstruction is not None:
+            vq_loss = self._vq_loss(inputs["pixel_values"], reconstruction, outputs.quantized) / self._accumulation_steps
+            loss = vq_loss if loss is None else loss + self.args.alpha * vq_loss
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _accumulation_steps(self) -> int:
+        return self.current_gradient_accumulation_steps if self.model.training else 1
+
+    def _mean_loss(self, outputs, inputs: dict[str, Any]) -> torch.Tensor:
+        """The loss as a mean over this micro-batch, for the log."""
+        total = inputs.get("num_items_in_batch")
+        if total is None:
+            return outputs.loss
+        return outputs.loss * total / inputs["labels"][:, 1:].ne(-100).sum()
+
+    def _vq_loss(self, pixels: torch.Tensor, reconstruction: torch.Tensor, quantized) -> torch.Tensor:
+        args = self.args
+        losses = reconstruction_losses(pixels, reconstruction, quantized, self.perceptual)
+        total = (
+            losses["reconstruction"]
+            + args.quantization_weight * losses["quantization"]
+            + args.entropy_weight * losses["entropy"]
+        )
+        if self.perceptual is not None:
+            total = total + args.perceptual_weight * losses["perceptual"]
+        if self.discriminator is not None and self.state.global_step >= args.discriminator_start_step:
+            if self.model.training:
+                self._discriminator_step(pixels, reconstruction.detach())
+            losses["adversarial"] = generator_loss(self._judge(reconstruction))
+            total = total + args.adversarial_weight * losses["adversarial"]
+        for name, value in losses.items():
+            self._record(f"{name}_loss", value)
+        self._record("vq_loss", total)
+        self._record("squared_error", (pixels - reconstruction.clamp(-1, 1)).square().mean())
+        self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
+        return total
+
+    def _judge(self, reconstruction: torch.Tensor) -> torch.Tensor:
+        """The discriminator's logits for the generator's loss; its own weights get no gradient from it."""
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(reconstruction)
+        self.discriminator.requires_grad_(True)
+        return logits
+
+    def _discriminator_step(self, pixels: torch.Tensor, reconstruction: torch.Tensor):
+        """One half of the alternation. Gradients accumulate as the generator's do, and the weights move with its."""
+        self.discriminator.train()
+        real_logits = self.discriminator_wrapped(pixels)
+        fake_logits = self.discriminator_wrapped(reconstruction)
+        hinge = discriminator_hinge_loss(real_logits, fake_logits)
+        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits)
+        loss = (hinge + self.args.lecam_weight * lecam) / self._accumulation_steps
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            if self.args.max_grad_norm:
+                norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.args.max_grad_norm)
+                self._record("discriminator_grad_norm", norm)
+            self.discriminator_optimizer.step()
+            self.discriminator_optimizer.zero_grad()
+        self._record("discriminator_loss", hinge)
+        self._record("lecam", lecam)
+        self._record("real_logits", real_logits.mean())
+        self._record("fake_logits", fake_logits.mean())
+
+    # Logs
+
+    def _record(self, name: str, value: torch.Tensor):
+        if self.model.training:
+            self._metrics[name].append(value.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was recorded since the last log: every loss as a mean, PSNR, and use of the codebook."""
+        recorded = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
+        self._metrics.clear()
+        if "squared_error" in recorded:
+            recorded["psnr"] = 10 * math.log10(4 / max(recorded.pop("squared_error"), 1e-10))
+            recorded.update(codebook_statistics(self._code_counts))
+            self._code_counts.zero_()
+        super().log({**logs, **recorded}, start_time)
+
+    # Checkpoints
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.discriminator is not None and self.args.should_save:
+            safetensors.torch.save_model(self.discriminator, str(Path(output_dir) / DISCRIMINATOR_NAME))
+            torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not isinstance(self.model, ModelMixin):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            output_dir = output_dir or self.args.output_dir
+            self.model.save_pretrained(output_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, ModelMixin):
+            self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def codebook_statistics(counts: torch.Tensor) -> dict[str, float]:
+    """How often each code was used, `(K,)`, to the share of codes used and the perplexity (at most K)."""
+    probabilities = counts.double() / counts.sum().clamp(min=1)
+    return {
+        "codebook_usage": (counts > 0).double().mean().item(),
+        "codebook_perplexity": torch.special.entr(probabilities).sum().exp().item(),
+    }
+
+
+__all__ = [
+    "PARTS",
+    "ETTTrainer",
+    "codebook_statistics",
+    "model_parts",
+    "newest_checkpoint",
+    "train_only",
+]
