@@ -1,0 +1,19 @@
+"""Pictures and text in, tensors out, and back again."""
+
+from .image_processing_ett import MAX_IMAGE_PIXELS, ETTImageProcessor, ImageError, load_image
+from .pipeline_ett import ETTImageToTextPipeline, register_pipelines
+from .processing_ett import ETTProcessor, build_chat_template
+from .word_tokenizer import build_word_tokenizer, unknown_words
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "ETTImageProcessor",
+    "ETTImageToTextPipeline",
+    "ETTProcessor",
+    "ImageError",
+    "build_chat_template",
+    "build_word_tokenizer",
+    "load_image",
+    "register_pipelines",
+    "unknown_words",
+]

@@ -1,0 +1,200 @@
+"""Pictures in, pixels of a fixed size in [-1, 1] out, and back to pictures."""
+
+import base64
+import binascii
+import io
+import warnings
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
+
+MAX_IMAGE_PIXELS = 89_478_485
+"""Largest picture that is decoded, in pixels; Pillow's own threshold for a likely decompression bomb."""
+
+# Named so that Pillow never hands an untrusted file to an external program (EPS) or to a seldom-read parser.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used, with the reason in one sentence."""
+
+
+def load_image(source: str | Path | Image.Image, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """
+    Opens a picture that nobody vouches for, and decodes it whole.
+
+    Args:
+        source (`str`, `Path` or `PIL.Image.Image`): A local file, or a picture already opened.
+        max_image_pixels (`int`): Width times height above which the picture is refused, before it is decoded.
+
+    Returns:
+        `PIL.Image.Image`: Of mode RGB, upright (the EXIF orientation is applied), transparency laid over white.
+
+    Raises:
+        ImageError: The file is missing, empty, no picture, of another format, corrupt, truncated or too large.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "the picture", max_image_pixels)
+    path = Path(source)
+    if not path.is_file():
+        raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"'{path}' is empty; expected an image file.")
+    return _open(path, f"'{path}'", max_image_pixels)
+
+
+def _open(file: Path | io.BytesIO, name: str, max_image_pixels: int) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of a large picture here; `_decode` refuses it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: Pillow refuses it as a likely decompression bomb.") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image in a format that is read here ({', '.join(FORMATS)}).") from error
+    except Exception as error:  # Pillow's parsers raise almost any type on hostile bytes.
+        raise ImageError(f"{name} cannot be opened as an image ({error}).") from error
+    with picture:
+        return _decode(picture, name, max_image_pixels)
+
+
+def _decode(picture: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
+    width, height = picture.size
+    if 0 in (width, height):
+        raise ImageError(f"{name} has no pixels: it is {width} wide and {height} high.")
+    if width * height > max_image_pixels:
+        raise ImageError(
+            f"{name} is too large: {width} x {height} is more than max_image_pixels={max_image_pixels} pixels. "
+            "Make it smaller, or raise the limit if you trust it."
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # As above: truncated and corrupt data surface only while decoding.
+        raise ImageError(f"{name} is corrupt or truncated ({error}).") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 8 bits instead of scaling it.
+        sixteen_bits = np.asarray(picture).astype(np.float32).clip(0, 65535)
+        picture = Image.fromarray((sixteen_bits / 257).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _array_to_picture(array: np.ndarray) -> Image.Image:
+    """An array `(H, W, C)`, `(C, H, W)` or `(H, W)`, of uint8 in 0..255 or of floats in 0..1, to a picture."""
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        raise ImageError(f"An array of shape {array.shape} is no picture; expected (H, W, C), (C, H, W) or (H, W).")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ImageError(
+                f"A picture of floats holds values from {array.min()} to {array.max()}; expected 0 to 1, or uint8."
+            )
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise ImageError(f"A picture holds {array.dtype} values; expected uint8 in 0..255 or floats in 0..1.")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+class ETTImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    max_image_pixels (`int`, *optional*, defaults to 89478485):
+        Width times height above which a picture is refused, before it is decoded.
+    """
+
+    max_image_pixels: int | None
+
+
+class ETTImageProcessor(PilBackend):
+    r"""
+    Makes pictures of any size and mode into pixels of one size in `[-1, 1]`.
+
+    A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized so that
+    it just covers `size` and cropped around its centre to exactly `size`; and is rescaled to `[-1, 1]`.
+
+    Args:
+        size (`dict`, defaults to `{"height": 512, "width": 512}`): Height and width of the result, in pixels.
+        resample (`int`, defaults to bicubic): Pillow's resampling filter.
+        max_image_pixels (`int`, defaults to 89478485): Pictures with more pixels are refused before they are decoded.
+
+    Called with one picture or a list, returns a `BatchFeature` with `pixel_values` of shape
+    `(num_images, 3, height, width)`.
+
+    Raises:
+        ImageError: A picture cannot be read, is empty or too large, or an array is not in 0..255 or 0..1.
+    """
+
+    valid_kwargs = ETTImageProcessorKwargs
+    size = {"height": 512, "width": 512}
+    resample = PILImageResampling.BICUBIC
+    max_image_pixels = MAX_IMAGE_PIXELS
+
+    def fetch_images(self, images):
+        """Opens what is given as a path, URL or base64 data; pictures, arrays and tensors pass through."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str) and images.startswith(("http://", "https://")):
+            try:
+                content = httpx.get(images, timeout=30, follow_redirects=True).raise_for_status().content
+            except httpx.HTTPError as error:
+                raise ImageError(f"'{images}' cannot be fetched ({error}).") from error
+            return _open(io.BytesIO(content), f"'{images}'", self.max_image_pixels)
+        if isinstance(images, str) and images.startswith("data:image/"):
+            try:
+                content = base64.b64decode(images.partition(",")[2], validate=True)
+            except binascii.Error as error:
+                raise ImageError(f"The data URL of a picture is not valid base64 ({error}).") from error
+            return _open(io.BytesIO(content), "the picture in a data URL", self.max_image_pixels)
+        if isinstance(images, (str, Path)):
+            return load_image(images, self.max_image_pixels)
+        return super().fetch_images(images)
+
+    def process_image(self, image, max_image_pixels: int = MAX_IMAGE_PIXELS, **kwargs) -> Image.Image:
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu().numpy()
+        if isinstance(image, np.ndarray):
+            image = _array_to_picture(image)
+        return load_image(image, max_image_pixels)
+
+    def _preprocess(
+        self, images: list[Image.Image], size: SizeDict, resample: int, return_tensors: str | None = None, **kwargs
+    ) -> BatchFeature:
+        if not (size.height and size.width):
+            raise ValueError(f"size is {dict(size)}; expected a 'height' and a 'width', both at least 1 pixel.")
+        fitted = [ImageOps.fit(image, (size.width, size.height), resample) for image in images]
+        pixels = [np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in fitted]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def post_process(self, pixels: torch.Tensor) -> list[Image.Image]:
+        """
+        Args:
+            pixels (`torch.Tensor` of shape `(num_images, 3, height, width)`): In `[-1, 1]`; the rest is clamped.
+
+        Returns:
+            `list[PIL.Image.Image]`: One RGB picture for each.
+
+        Raises:
+            ValueError: `pixels` has another shape.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"pixels has shape {tuple(pixels.shape)}; expected (num_images, 3, height, width).")
+        levels = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return [Image.fromarray(picture.numpy()) for picture in levels.permute(0, 2, 3, 1).contiguous()]
+
+
+__all__ = ["FORMATS", "MAX_IMAGE_PIXELS", "ETTImageProcessor", "ImageError", "load_image"]

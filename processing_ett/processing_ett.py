@@ -1,0 +1,325 @@
+"""One call from pictures and text to what the model takes, and back from what it gives."""
+
+import copy
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
+
+from .image_processing_ett import ETTImageProcessor
+from .word_tokenizer import unknown_words
+
+IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
+"""Placeholder, start and end of a picture where the tokenizer has none of its own."""
+
+QWEN_IMAGE_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for part in message['content'] -%}
+            {{- 'IMAGE_TOKEN' if part['type'] == 'image' else part['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- 'TURN_END' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'TURN_START' + 'assistant' + 'ROLE_END' -}}
+{%- endif -%}
+"""
+
+
+def build_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
+    """A Jinja chat template: Qwen's ChatML where the tokenizer has its tokens, else lines such as "user: ..."."""
+    if "<|im_start|>" in tokenizer.get_vocab():
+        turn_start, role_end, turn_end = "<|im_start|>", r"\n", r"<|im_end|>\n"
+    else:
+        turn_start, role_end, turn_end = "", ": ", (tokenizer.eos_token or "") + r"\n"
+    template = CHAT_TEMPLATE.replace("TURN_START", turn_start).replace("ROLE_END", role_end)
+    return template.replace("TURN_END", turn_end).replace("IMAGE_TOKEN", image_token)
+
+
+class ETTProcessorKwargs(ProcessingKwargs, total=False):
+    r"""
+    return_codes (`bool`, *optional*, defaults to `False`):
+        Whether to return the pictures' codes instead of their pixels.
+    return_embeddings (`bool`, *optional*, defaults to `False`):
+        Whether to return the codebook embeddings of the pictures' codes instead of their pixels.
+    generation_mode (`str`, *optional*, defaults to `"text"`):
+        `"image"` ends each text with the image start token, after which the model draws.
+    """
+
+    return_codes: bool
+    return_embeddings: bool
+    generation_mode: str
+
+
+class ETTProcessor(ProcessorMixin):
+    r"""
+    Joins an [`ETTImageProcessor`] and a tokenizer; with a vision tokenizer it also turns pictures into codes or
+    embeddings.
+
+    Args:
+        image_processor (`ETTImageProcessor`): Its `size` must be a multiple of `spatial_factor`.
+        tokenizer (`PreTrainedTokenizerBase`): Must hold the three image tokens. Its padding side is set to the left.
+        vision_tokenizer (`IBQModel`, *optional*): Needed by `return_codes` and `return_embeddings` only. Being a model,
+            it is never saved with the processor; it may be set and removed as an attribute at any time.
+        spatial_factor (`int`, defaults to 16): Pixels a code along each side.
+        image_token, image_start_token, image_end_token (`str`): The placeholder, which stands once for each picture in
+            a text and once for each code in the tokens, and what stands before and after a picture.
+        caption_prompt (`str`): What is asked of pictures that come without text.
+        chat_template (`str`, *optional*): By default the one of [`build_chat_template`].
+    """
+
+    valid_processor_kwargs = ETTProcessorKwargs
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
+
+    def __init__(
+        self,
+        image_processor: ETTImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        vision_tokenizer: torch.nn.Module | None = None,
+        spatial_factor: int = 16,
+        image_token: str = IMAGE_TOKENS[0],
+        image_start_token: str = IMAGE_TOKENS[1],
+        image_end_token: str = IMAGE_TOKENS[2],
+        caption_prompt: str = "Describe the image.",
+        chat_template: str | None = None,
+    ):
+        self.vision_tokenizer = vision_tokenizer
+        self.spatial_factor = spatial_factor
+        self.image_token = image_token
+        self.image_start_token = image_start_token
+        self.image_end_token = image_end_token
+        self.caption_prompt = caption_prompt
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (image_token, image_start_token, image_end_token) if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"The tokenizer has no token {', '.join(missing)}; ETTProcessor.from_parts adds what is missing."
+            )
+        self.image_token_id = vocabulary[image_token]
+        self.image_start_token_id = vocabulary[image_start_token]
+        self.image_end_token_id = vocabulary[image_end_token]
+        # Answers and drawings continue from the end of a prompt.
+        tokenizer.padding_side = "left"
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or build_chat_template(tokenizer, image_token)
+        )
+        self.image_placeholder()
+
+    @classmethod
+    def from_parts(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        vision_tokenizer: torch.nn.Module | int,
+        image_size: int | tuple[int, int] = 512,
+        **kwargs,
+    ) -> "ETTProcessor":
+        """
+        A processor for a language model's own text tokenizer.
+
+        Qwen's vision tokens are used where the tokenizer has them; otherwise `<image>`, `<image_start>` and
+        `<image_end>` become special tokens of `tokenizer`, and the language model must have `len(tokenizer)` embeddings.
+
+        Args:
+            vision_tokenizer (`IBQModel` or `int`): The model, which the processor keeps, or only its `spatial_factor`.
+            image_size (`int` or `tuple[int, int]`): Pixels along a side, or (height, width).
+            kwargs: Further arguments of [`ETTProcessor`].
+        """
+        tokens = QWEN_IMAGE_TOKENS
+        if not set(tokens) <= tokenizer.get_vocab().keys():
+            tokens = IMAGE_TOKENS
+            tokenizer.add_special_tokens({"extra_special_tokens": list(tokens)}, replace_extra_special_tokens=False)
+        if not isinstance(vision_tokenizer, int):
+            kwargs |= {"vision_tokenizer": vision_tokenizer}
+            vision_tokenizer = vision_tokenizer.spatial_factor
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return cls(
+            ETTImageProcessor(size={"height": height, "width": width}),
+            tokenizer,
+            spatial_factor=vision_tokenizer,
+            image_token=tokens[0],
+            image_start_token=tokens[1],
+            image_end_token=tokens[2],
+            **kwargs,
+        )
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        # The mixin would take `vision_tokenizer` for a text tokenizer, by its name.
+        return ["image_processor", "tokenizer"]
+
+    def to_dict(self) -> dict:
+        without_model = copy.copy(self)
+        without_model.vision_tokenizer = None
+        config = super(ETTProcessor, without_model).to_dict()
+        del config["vision_tokenizer"]
+        return config
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "image_codes", "image_embeds"]
+
+    def __call__(
+        self, images=None, text=None, return_codes: bool = False, return_embeddings: bool = False, **kwargs
+    ) -> BatchFeature:
+        """
+        Args:
+            images: A picture or a list of them (`PIL.Image.Image`, arrays, tensors, paths), in the order of their
+                placeholders; or a list of such lists, one for each text.
+            text (`str` or `list[str]`, *optional*): With one `image_token` for each picture. Left out, every picture,
+                or every list of pictures, is asked `caption_prompt`.
+            return_codes, return_embeddings (`bool`): What to return of pictures instead of pixels; both need a vision
+                tokenizer.
+            kwargs: Of the tokenizer and the image processor, and `generation_mode="image"`, which ends each text as
+                [`~ETTProcessor.prepare_drawing`] does.
+
+        Returns:
+            `BatchFeature`, by default of padded torch tensors, with `input_ids` and `attention_mask` of shape
+            `(batch_size, length)`, and for pictures `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]`, or
+            `image_codes` `(num_images, h, w)` of int64, or `image_embeds` `(num_images, h * w, dim)` in raster order.
+
+        Raises:
+            ImageError: A picture cannot be used.
+            ValueError: Pictures and placeholders differ in number; a word is beyond a word-level vocabulary; codes are
+                asked for without a vision tokenizer, or with one that is not in fp32 or of another spatial factor.
+        """
+        if return_codes or return_embeddings:
+            self._check_vision_tokenizer()
+        if images is not None and text is None:
+            text = [self._caption_text(len(group)) for group in _groups(images)]
+        elif _is_nested(images):
+            self._check_groups(images, [text] if isinstance(text, str) else text)
+        features = super().__call__(images=images, text=text, **kwargs)
+        if "pixel_values" in features and (return_codes or return_embeddings):
+            pixels = features.pop("pixel_values")
+            as_tensor = isinstance(pixels, torch.Tensor)
+            codes, embeddings = self._tokenize(pixels if as_tensor else torch.from_numpy(np.stack(pixels)))
+            chosen = {"image_codes": codes} if return_codes else {}
+            chosen |= {"image_embeds": embeddings} if return_embeddings else {}
+            features.update({name: value if as_tensor else value.numpy() for name, value in chosen.items()})
+        return features
+
+    def prepare_drawing(self, prompts: str | list[str], **kwargs) -> BatchFeature:
+        """
+        Inputs of `generate(..., generation_mode="image")`: each prompt ended with the image start token, after which the
+        model draws, and padded on the left.
+
+        Raises:
+            ValueError: A word is beyond a word-level vocabulary.
+        """
+        return self(text=prompts, generation_mode="image", **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, generation_mode: str = "text", **kwargs):
+        images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
+        if text is not None:
+            words = unknown_words(self.tokenizer, "\n".join(text))
+            if words:
+                named = " and ".join(repr(word) for word in words[:3]) + (", among others," if words[3:] else "")
+                subject = f"The words {named} are" if words[1:] else f"The word {named} is"
+                raise ValueError(
+                    f"{subject} beyond this model's vocabulary of {len(self.tokenizer)} words; say it with words that it "
+                    "was trained on."
+                )
+            if generation_mode == "image":
+                text = [sample + self.image_start_token for sample in text]
+        return images, text, *others
+
+    def image_placeholder(self, height: int | None = None, width: int | None = None) -> str:
+        """
+        What one `image_token` of a text is expanded to, for a picture of these sides in pixels (by default the image
+        processor's): start token, one placeholder for each code, end token.
+
+        Raises:
+            ValueError: A side is no multiple of `spatial_factor`.
+        """
+        height, width = height or self.image_processor.size["height"], width or self.image_processor.size["width"]
+        if height % self.spatial_factor or width % self.spatial_factor:
+            raise ValueError(
+                f"Pictures of {height} x {width} pixels (height x width) do not divide into codes of "
+                f"{self.spatial_factor} pixels a side; choose a size that is a multiple of it."
+            )
+        num_codes = (height // self.spatial_factor) * (width // self.spatial_factor)
+        return self.image_start_token + self.image_token * num_codes + self.image_end_token
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_placeholder(*image_inputs["pixel_values"][image_idx].shape[-2:])
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Token ids `(batch_size, length)` to one text each."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def post_process_images(self, pixels: torch.Tensor) -> list[Image.Image]:
+        """Pixels `(batch_size, 3, H, W)`, nominally in `[-1, 1]`, to pictures."""
+        return self.image_processor.post_process(pixels)
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list[str] | list[Image.Image]:
+        """Token ids to texts, or with `generation_mode="image"` pixels to pictures."""
+        if generation_mode == "image":
+            return self.post_process_images(generated_outputs)
+        return super().post_process_multimodal_output(
+            generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
+        )
+
+    def _caption_text(self, num_images: int) -> str:
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": self.caption_prompt}]
+        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def _check_groups(self, images: list[list], text: list[str]):
+        if len(images) != len(text):
+            raise ValueError(f"There are {len(images)} lists of pictures and {len(text)} texts; give each text one.")
+        for index, (group, sample) in enumerate(zip(images, text, strict=True)):
+            if sample.count(self.image_token) != len(group):
+                raise ValueError(
+                    f"Text {index} has {sample.count(self.image_token)} {self.image_token} and {len(group)} pictures; "
+                    "give one picture for each."
+                )
+
+    def _check_vision_tokenizer(self):
+        if self.vision_tokenizer is None:
+            raise ValueError(
+                "Codes and embeddings are made by a vision tokenizer, and this processor has none; set "
+                "processor.vision_tokenizer, for instance to model.model.vision_tokenizer."
+            )
+        if self.vision_tokenizer.spatial_factor != self.spatial_factor:
+            raise ValueError(
+                f"The vision tokenizer has codes of {self.vision_tokenizer.spatial_factor} pixels a side and this "
+                f"processor expects {self.spatial_factor}; they belong to different models."
+            )
+        if self.vision_tokenizer.dtype != torch.float32:
+            raise ValueError(
+                f"The vision tokenizer is in {self.vision_tokenizer.dtype}, in which codes flip; call .float() on it."
+            )
+
+    @torch.no_grad()
+    def _tokenize(self, pixels: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
+        device = self.vision_tokenizer.device
+        with torch.autocast(device.type, enabled=False):
+            quantized = self.vision_tokenizer.quantize(self.vision_tokenizer.encode(pixels.float().to(device)).latents)
+        return quantized.codes.cpu(), quantized.embeddings.flatten(2).transpose(1, 2).contiguous().cpu()
+
+
+def _is_nested(images) -> bool:
+    return isinstance(images, (list, tuple)) and len(images) > 0 and isinstance(images[0], (list, tuple))
+
+
+def _groups(images) -> list:
+    """The pictures of each sample, where every picture that stands alone is a sample."""
+    if _is_nested(images):
+        return list(images)
+    is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4
+    return [[image] for image in images] if is_batch else [[images]]
+
+
+__all__ = ["ETTProcessor", "build_chat_template"]
