@@ -1,5 +1,6 @@
 """The embedded data set "scenes": pictures drawn on the fly, what is said of them, and a detector to read them."""
 
+from .detector import DetectedScene, Verdict, detect, satisfies
 from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair, parse_prompt
 from .language import (
     CHANCE,
@@ -43,17 +44,21 @@ __all__ = [
     "SIZES",
     "WORDS",
     "Background",
+    "DetectedScene",
     "DrawingPrompt",
     "Question",
     "Scene",
     "Scenes",
     "Shape",
     "Text",
+    "Verdict",
     "caption",
+    "detect",
     "drawing_pair",
     "parse_caption",
     "parse_prompt",
     "questions",
+    "satisfies",
     "split_words",
     "vocabulary",
 ]

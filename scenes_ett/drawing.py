@@ -127,8 +127,8 @@ def drawing_pair(seed: int, split: str, index: int) -> tuple[DrawingPrompt, Scen
     """A prompt and a scene that shows exactly what it asks for, determined by the three arguments.
 
     Categories follow one another by index, so any six in a row cover all. What the prompt leaves open is random,
-    except that things to count look alike. For training, prompt and scene hold no pair of HELD_OUT_PAIRS; for testing, a
-    prompt that names colours holds at least one. Raises ValueError for an unknown split or a negative seed or index.
+    except that things to count look alike. For training, prompt and scene hold no pair of HELD_OUT_PAIRS; for testing,
+    a prompt that names colours holds at least one. Raises ValueError for an unknown split or a negative seed or index.
     """
     rng = random_stream(seed, split, index, 1)
     prompt = _random_prompt(rng, split, PROMPT_CATEGORIES[index % len(PROMPT_CATEGORIES)])
