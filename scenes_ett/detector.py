@@ -111,7 +111,7 @@ def _fit_background(pixels: np.ndarray) -> np.ndarray:
 
 
 def _match(windows: np.ndarray, templates: _Templates) -> list[tuple]:
-    """For each of `windows` [n, pixels, 3]: the best template's name, the energy and share it explains, its contrast."""
+    """For each of `windows` [n, pixels, 3]: the best template's name, the energy and share it explains, contrast."""
     count = len(windows)
     projected = (templates.rows @ windows.transpose(1, 0, 2).reshape(-1, count * 3)).reshape(-1, count, 3)
     energies = np.square(projected).sum(axis=-1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from scenes_ett import NUMBERS, WORDS, Background, DetectedScene, Scene, Scenes, Shape, Text, detect
+from scenes_ett import NUMBERS, WORDS, Background, Scene, Scenes, Shape, Text, detect
 
 
 def blurred(scene, radius, noise, seed):
@@ -49,7 +49,8 @@ def test_faded_colors_keep_their_names():
 def test_every_word_and_number_is_read_through_blur(row):
     for content in WORDS + NUMBERS:
         scene = Scene((), Text(content, row))
-        assert detect(blurred(scene, 1.0, 5, seed=0)) == DetectedScene((), scene.text, (250, 250, 250))
+        seen = detect(blurred(scene, 1.0, 5, seed=0))
+        assert (seen.shapes, seen.text) == ((), scene.text)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +89,8 @@ def test_a_smear_across_cells_is_no_shape():
 def test_images_and_arrays_are_read_alike():
     scene = Scenes(14, "test")[0]
     image = scene.render()
-    assert (
-        detect(image) == detect(np.asarray(image)) == detect(np.asarray(image) / 255) == detect(image.convert("RGBA"))
-    )
+    pixels = np.asarray(image)
+    assert detect(image) == detect(pixels) == detect(pixels / 255) == detect(image.convert("RGBA"))
 
 
 def test_another_size_is_refused():

@@ -49,8 +49,20 @@ def test_case_spaces_and_the_final_stop_do_not_matter():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "circle", "a dog", "one circle", "five circles", "three circle", "a pink circle", "a red circle above a ring"]
-    + ["a red circle and a square", "a circle and a square and a ring", "three red circles", "a small circle"],
+    [
+        "",
+        "circle",
+        "a dog",
+        "one circle",
+        "five circles",
+        "three circle",
+        "three red circles",
+        "a pink circle",
+        "a small circle",
+        "a red circle above a ring",
+        "a red circle and a square",
+        "a circle and a square and a ring",
+    ],
 )
 def test_other_texts_are_no_prompts(text):
     assert parse_prompt(text) is None

@@ -85,15 +85,26 @@ def test_every_type_of_question_is_asked_with_every_kind_of_answer(scenes):
     for index, scene in enumerate(scenes):
         for item in ask(scene, index):
             answers[item.type].add(item.answer)
+    readings = answers.pop("reading")
+    assert set(WORDS) <= readings <= {*WORDS, *NUMBERS}
     assert answers == {
         "colour": set(COLORS),
         "shape": set(SHAPES),
         "count": {"one", "two", "three", "four"},
         "position": set(PLACES),
         "relation": {"yes", "no"},
-        "reading": {*WORDS, *NUMBERS},
     }
-    assert {name: 1 / len(possible) for name, possible in answers.items()} == CHANCE
+
+
+def test_chance_is_a_uniform_guess_among_the_answers():
+    assert CHANCE == {
+        "colour": 1 / 8,
+        "shape": 1 / 5,
+        "count": 1 / 4,
+        "position": 1 / 9,
+        "relation": 1 / 2,
+        "reading": 1 / 114,
+    }
 
 
 def test_questions_by_place_are_always_asked():
@@ -106,9 +117,8 @@ def test_questions_by_place_are_always_asked():
 def test_a_thing_is_named_by_kind_or_color_only_if_that_singles_it_out():
     assert "what color is the circle?" in asked(SCENE, "colour", "red")
     assert "what shape is red?" in asked(SCENE, "shape", "circle")
-    two_circles = Scene(
-        (RED_CIRCLE, Shape("blue", "circle", "large", "center"), Shape("red", "ring", "small", "right"))
-    )
+    blue_circle, red_ring = Shape("blue", "circle", "large", "center"), Shape("red", "ring", "small", "right")
+    two_circles = Scene((RED_CIRCLE, blue_circle, red_ring))
     assert not any(question.endswith(("the circle?", "the circle have?")) for question in asked(two_circles, "colour"))
     assert not any("red" in question for question in asked(two_circles, "shape"))
     assert asked(two_circles, "position", "center") == {
@@ -149,9 +159,8 @@ def test_the_answers_to_relation_questions_are_right():
 
 def test_relations_are_asked_only_where_rows_or_columns_differ():
     side_by_side = Scene((RED_CIRCLE, Shape("blue", "square", "large", "top")))
-    assert {
-        word for question in asked(side_by_side, "relation") for word in ("above", "left") if word in question
-    } == {"left"}
+    asked_about = asked(side_by_side, "relation")
+    assert asked_about and all("left of" in question or "right of" in question for question in asked_about)
 
 
 def test_yes_is_as_frequent_as_no(scenes):

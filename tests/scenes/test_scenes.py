@@ -117,9 +117,8 @@ def test_a_shape_is_drawn_in_its_color_at_its_place_and_nowhere_else(place, x, y
     pixels = scene.pixels()
     assert tuple(pixels[y, x]) == COLORS["blue"]
     rows, columns = np.nonzero((pixels != 250).any(axis=-1))
-    assert (
-        abs((rows.min() + rows.max() + 1) / 2 - y) <= 0.5 and abs((columns.min() + columns.max() + 1) / 2 - x) <= 0.5
-    )
+    assert abs((rows.min() + rows.max() + 1) / 2 - y) <= 0.5
+    assert abs((columns.min() + columns.max() + 1) / 2 - x) <= 0.5
     assert rows.max() - rows.min() + 1 <= 13
 
 
@@ -130,9 +129,8 @@ def test_jitter_moves_a_shape_right_and_down():
 
 
 def test_a_ring_is_hollow():
-    pixels = Scene(
-        (Shape("red", "ring", "small", "center"),), background=Background("plain", (220, 233, 250))
-    ).pixels()
+    ring = Shape("red", "ring", "small", "center")
+    pixels = Scene((ring,), background=Background("plain", (220, 233, 250))).pixels()
     assert tuple(pixels[32, 32]) == (220, 233, 250)
     assert tuple(pixels[32, 27]) == COLORS["red"]
 
