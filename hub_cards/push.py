@@ -11,6 +11,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 # Training's own files; and weights that would have to be unpickled are never published.
 IGNORED = [
     "checkpoint-*",
+    "training/*",
     "optimizer*",
     "scheduler*",
     "rng_state*",

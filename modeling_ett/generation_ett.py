@@ -76,7 +76,7 @@ class ImageGenerationMixin:
         if not bool((input_ids[:, -1] == self.config.image_start_token_id).all()):
             raise ValueError(
                 f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the left. "
-                "ETTProcessor.prepare_drawing does both."
+                'ETTProcessor(text=..., generation_mode="image") does both.'
             )
         if temperature <= 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1) or guidance_scale < 1:
             raise ValueError(
@@ -150,7 +150,9 @@ def sample_codes(
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(beyond, 0))
     if isinstance(generator, list):
-        draws = [torch.multinomial(row, 1, generator=source) for row, source in zip(probabilities, generator, strict=True)]
+        draws = [
+            torch.multinomial(row, 1, generator=source) for row, source in zip(probabilities, generator, strict=True)
+        ]
         return torch.cat(draws)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 

@@ -151,9 +151,7 @@ class IBQModel(VQModel):
         """Reconstructs pixels `(batch_size, channels, H, W)` in `[-1, 1]`."""
         quantized = self.quantize(self.encode(sample).latents)
         reconstruction = self.decode(quantized.embeddings, force_not_quantize=True).sample
-        output = IBQModelOutput(
-            sample=reconstruction, commit_loss=quantized.quantization_loss, quantized=quantized
-        )
+        output = IBQModelOutput(sample=reconstruction, commit_loss=quantized.quantization_loss, quantized=quantized)
         return output if return_dict else output.to_tuple()
 
     def codes_to_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:

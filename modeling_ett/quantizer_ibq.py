@@ -110,9 +110,7 @@ class IBQQuantizer(nn.Module):
                 soft = (self.logit_scale * logits).softmax(dim=-1) @ table.detach()
                 embeddings = hard + soft - soft.detach()
             losses = self._losses(tokens, hard, embeddings, logits) if return_losses else {}
-        return IBQQuantizerOutput(
-            embeddings=embeddings.permute(0, 3, 1, 2).to(latents.dtype), codes=codes, **losses
-        )
+        return IBQQuantizerOutput(embeddings=embeddings.permute(0, 3, 1, 2).to(latents.dtype), codes=codes, **losses)
 
     def _losses(
         self, tokens: torch.Tensor, hard: torch.Tensor, embeddings: torch.Tensor, logits: torch.Tensor

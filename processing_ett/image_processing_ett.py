@@ -2,36 +2,38 @@
 
 import base64
 import binascii
+import http.client
 import io
+import urllib.request
 import warnings
 from pathlib import Path
+from typing import TypedDict
 
-import httpx
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs
+from transformers.utils import TensorType
 
 MAX_IMAGE_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels; Pillow's own threshold for a likely decompression bomb."""
 
 # Named so that Pillow never hands an untrusted file to an external program (EPS) or to a seldom-read parser.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 class ImageError(ValueError):
     """A picture that cannot be used, with the reason in one sentence."""
 
 
-def load_image(source: str | Path | Image.Image, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def load_image(source: str | Path | bytes | Image.Image, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """
     Opens a picture that nobody vouches for, and decodes it whole.
 
     Args:
-        source (`str`, `Path` or `PIL.Image.Image`): A local file, or a picture already opened.
+        source (`str`, `Path`, `bytes` or `PIL.Image.Image`): A local file, its content, or a picture already opened.
         max_image_pixels (`int`): Width times height above which the picture is refused, before it is decoded.
 
     Returns:
@@ -42,6 +44,8 @@ def load_image(source: str | Path | Image.Image, max_image_pixels: int = MAX_IMA
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", max_image_pixels)
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), "the picture", max_image_pixels)
     path = Path(source)
     if not path.is_file():
         raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
@@ -111,24 +115,24 @@ def _array_to_picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-class ETTImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
-    max_image_pixels (`int`, *optional*, defaults to 89478485):
-        Width times height above which a picture is refused, before it is decoded.
-    """
+class ETTImageProcessorKwargs(TypedDict, total=False):
+    """What can be set; the rest of transformers' options would only take the pixels out of `[-1, 1]` or of `size`."""
 
+    size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict | None
+    resample: int | None
     max_image_pixels: int | None
+    return_tensors: str | TensorType | None
 
 
 class ETTImageProcessor(PilBackend):
     r"""
     Makes pictures of any size and mode into pixels of one size in `[-1, 1]`.
 
-    A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized so that
-    it just covers `size` and cropped around its centre to exactly `size`; and is rescaled to `[-1, 1]`.
+    A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized to
+    just cover `size` and cropped around its centre to exactly `size`; and is rescaled to `[-1, 1]`.
 
     Args:
-        size (`dict`, defaults to `{"height": 512, "width": 512}`): Height and width of the result, in pixels.
+        size (`int`, `(int, int)` or `dict`, defaults to `{"height": 512, "width": 512}`): Height and width, in pixels.
         resample (`int`, defaults to bicubic): Pillow's resampling filter.
         max_image_pixels (`int`, defaults to 89478485): Pictures with more pixels are refused before they are decoded.
 
@@ -143,6 +147,10 @@ class ETTImageProcessor(PilBackend):
     size = {"height": 512, "width": 512}
     resample = PILImageResampling.BICUBIC
     max_image_pixels = MAX_IMAGE_PIXELS
+    rescale_factor = None
+
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        return super()._standardize_kwargs(**{**kwargs, "default_to_square": True})
 
     def fetch_images(self, images):
         """Opens what is given as a path, URL or base64 data; pictures, arrays and tensors pass through."""
@@ -150,8 +158,9 @@ class ETTImageProcessor(PilBackend):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str) and images.startswith(("http://", "https://")):
             try:
-                content = httpx.get(images, timeout=30, follow_redirects=True).raise_for_status().content
-            except httpx.HTTPError as error:
+                with urllib.request.urlopen(images, timeout=30) as response:
+                    content = response.read()
+            except (OSError, http.client.HTTPException) as error:
                 raise ImageError(f"'{images}' cannot be fetched ({error}).") from error
             return _open(io.BytesIO(content), f"'{images}'", self.max_image_pixels)
         if isinstance(images, str) and images.startswith("data:image/"):

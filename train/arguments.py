@@ -30,7 +30,9 @@ class ETTTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf in logged losses."})
 
-    alpha: float = field(default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."})
+    alpha: float = field(
+        default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."}
+    )
     quantization_weight: float = field(default=1.0, metadata={"help": "Weight of the quantization loss."})
     perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of LPIPS; 0 leaves it out."})
     adversarial_weight: float = field(

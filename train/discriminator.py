@@ -53,7 +53,8 @@ class PatchDiscriminator(nn.Module):
             self.lecam_real.lerp_(real_logits.mean().to(self.lecam_real), 1 - self.lecam_decay)
             self.lecam_fake.lerp_(fake_logits.mean().to(self.lecam_fake), 1 - self.lecam_decay)
         return (
-            F.relu(real_logits - self.lecam_fake).square().mean() + F.relu(self.lecam_real - fake_logits).square().mean()
+            F.relu(real_logits - self.lecam_fake).square().mean()
+            + F.relu(self.lecam_real - fake_logits).square().mean()
         )
 
 

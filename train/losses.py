@@ -34,7 +34,9 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
                 "compare random features instead."
             ) from error
     else:
-        logger.warning("The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network)
+        logger.warning(
+            "The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(PERCEPTUAL_SEED)
             loss = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)

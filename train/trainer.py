@@ -94,7 +94,9 @@ class ETTTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.perceptual = self.discriminator = None
         if self.tunes_tokenizer and args.perceptual_weight:
-            self.perceptual = build_perceptual_loss(args.perceptual_network, args.perceptual_pretrained).to(args.device)
+            self.perceptual = build_perceptual_loss(args.perceptual_network, args.perceptual_pretrained).to(
+                args.device
+            )
         if self.tunes_tokenizer and args.adversarial_weight:
             self.discriminator = PatchDiscriminator(
                 tokenizer.config.out_channels, args.discriminator_width, args.discriminator_layers
@@ -156,13 +158,17 @@ class ETTTrainer(Trainer):
                 inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
             outputs = model(**inputs, return_reconstruction=self.tunes_tokenizer and model.training)
             reconstruction, loss = outputs.reconstruction, outputs.loss
-            self._record("drawing_loss" if "code_labels" in inputs else "caption_loss", self._mean_loss(outputs, inputs))
+            self._record(
+                "drawing_loss" if "code_labels" in inputs else "caption_loss", self._mean_loss(outputs, inputs)
+            )
             if num_items_in_batch is None:
                 loss = loss / self._accumulation_steps
             else:
                 loss = loss * self.accelerator.num_processes
         if reconstruction is not None:
-            vq_loss = self._vq_loss(inputs["pixel_values"], reconstruction, outputs.quantized) / self._accumulation_steps
+            vq_loss = (
+                self._vq_loss(inputs["pixel_values"], reconstruction, outputs.quantized) / self._accumulation_steps
+            )
             loss = vq_loss if loss is None else loss + self.args.alpha * vq_loss
         return (loss, outputs) if return_outputs else loss
 

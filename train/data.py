@@ -1,0 +1,366 @@
+"""What the stages learn from: the embedded scenes or the user's own pictures, as token ids, labels and pixels.
+
+- An *example* is a dict: `images` (a list of pictures) and, by task, `text` or `messages`.
+- A task says how an example becomes a sequence, and which of its tokens are predicted.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+import scenes_ett
+from processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+Segments = list[tuple[str, bool]]
+
+
+# Tasks: an example to pieces of text, each marked as predicted or not. A picture stands in the text as its placeholder.
+
+
+def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """Text alone, all of it predicted."""
+    return [(example["text"] + processor.tokenizer.eos_token, True)]
+
+
+def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A picture, then its caption, which is predicted (equation 2)."""
+    return [
+        (processor.image_token * len(example["images"]), False),
+        (example["text"] + processor.tokenizer.eos_token, True),
+    ]
+
+
+def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A conversation in the chat template; the assistant's turns are predicted, with the token that ends them."""
+    segments: Segments = []
+    messages, done = example["messages"], ""
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = processor.apply_chat_template(messages[:index], add_generation_prompt=True)
+        answered = processor.apply_chat_template(messages[: index + 1])
+        answer, end = answered[len(asked) :], processor.tokenizer.eos_token
+        kept = answer.rfind(end) + len(end) if end in answer else len(answer)
+        segments += [(asked[len(done) :], False), (answer[:kept], True), (answer[kept:], False)]
+        done = answered
+    return segments
+
+
+def drawing_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A prompt, then the picture, whose codes are predicted."""
+    return [(example["text"] + processor.image_token, False)]
+
+
+def no_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """Pictures alone."""
+    return []
+
+
+TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
+    "reconstruction": no_segments,
+    "text": text_segments,
+    "caption": caption_segments,
+    "chat": chat_segments,
+    "drawing": drawing_segments,
+}
+
+
+# Sources: where examples come from.
+
+
+class SceneExamples(Dataset):
+    """Examples drawn on the fly from scenes, the same for the same task, seed, split and index.
+
+    Args:
+        questions_per_scene (`int`): Turns of a chat example; the first is a request for a caption in every fourth.
+    """
+
+    def __init__(self, task: str, seed: int, split: str, length: int, questions_per_scene: int = 6):
+        self.task, self.seed, self.split, self.length = task, seed, split, length
+        self.questions_per_scene = questions_per_scene
+        self.scenes = scenes_ett.Scenes(seed, split)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        if self.task == "drawing":
+            prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
+            return {"images": [scene.render()], "text": prompt.text}
+        scene = self.scenes[index]
+        if self.task == "text":
+            return {"images": [], "text": scenes_ett.caption(scene, rng)}
+        example = {"images": [scene.render()]}
+        if self.task == "caption":
+            example["text"] = scenes_ett.caption(scene, rng)
+        if self.task == "chat":
+            example["messages"] = self._conversation(scene, rng)
+        return example
+
+    def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
+        questions = scenes_ett.questions(scene, rng)
+        by_type = {kind: [q for q in questions if q.type == kind] for kind in {q.type for q in questions}}
+        turns = []
+        # Types are asked in turn, so that the many questions of some types do not crowd out the few of others.
+        while len(turns) < self.questions_per_scene and any(by_type.values()):
+            for kind in rng.permutation(sorted(kind for kind, left in by_type.items() if left)):
+                question = by_type[kind].pop(rng.integers(len(by_type[kind])))
+                turns.append((question.question, question.answer))
+        turns = turns[: self.questions_per_scene]
+        if rng.random() < 0.25:
+            turns.insert(0, (CAPTION_PROMPT, scenes_ett.caption(scene, rng)))
+        messages = []
+        for question, answer in turns:
+            content = [{"type": "text", "text": question}]
+            if not messages:
+                content.insert(0, {"type": "image"})
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        return messages
+
+
+CAPTION_PROMPT = "Describe the image."
+
+
+class FolderExamples(Dataset):
+    """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets), or
+    any data set that [`datasets.load_dataset`] takes.
+
+    A picture that cannot be read is skipped, named and counted: the next readable one takes its place.
+
+    Args:
+        path (`str`): Folder, file or name on the Hub.
+        text_column (`str`): Column of captions or prompts; not read for reconstruction or chat.
+        messages_column (`str`): Column of conversations, lists of `role` and `content`.
+
+    Raises:
+        ValueError: There is nothing to learn from, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        task: str,
+        split: str = "train",
+        image_column: str = "image",
+        text_column: str = "text",
+        messages_column: str = "messages",
+    ):
+        self.path, self.task = path, task
+        self.image_column, self.text_column, self.messages_column = image_column, text_column, messages_column
+        self.rows = self._load(split)
+        self.skipped: dict[str, str] = {}
+        if image_column in self.rows.column_names:
+            self.rows = self.rows.cast_column(image_column, datasets.Image(decode=False))
+
+    def _load(self, split: str) -> datasets.Dataset:
+        folder = Path(self.path)
+        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+            raise ValueError(f"The folder '{self.path}' is empty; expected pictures and a metadata.jsonl.")
+        try:
+            rows = datasets.load_dataset(self.path, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"'{self.path}' could not be read as a data set: {cause}") from error
+        needed = {"reconstruction": (self.image_column,), "text": (self.text_column,)}
+        needed |= {"caption": (self.image_column, self.text_column), "drawing": (self.image_column, self.text_column)}
+        needed |= {"chat": (self.messages_column,)}
+        missing = [column for column in needed[self.task] if column not in rows.column_names]
+        if missing:
+            hint = ""
+            if folder.is_dir() and not list(folder.rglob("metadata.*")):
+                hint = " The folder has no metadata.jsonl with a line such as " + (
+                    '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
+                )
+            raise ValueError(
+                f"'{self.path}' has no column {', '.join(map(repr, missing))}; its columns are "
+                f"{', '.join(map(repr, rows.column_names)) or 'none'}. Name yours with data.image_column, "
+                f"data.text_column or data.messages_column.{hint}"
+            )
+        if not len(rows):
+            raise ValueError(f"'{self.path}' holds no examples.")
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for offset in range(len(self)):
+            row = self.rows[(index + offset) % len(self)]
+            try:
+                return self._example(row)
+            except ImageError as error:
+                name = str(row[self.image_column].get("path") or f"row {(index + offset) % len(self)}")
+                if name not in self.skipped:
+                    self.skipped[name] = str(error)
+                    logger.warning("Skipped picture %d: %s (%s)", len(self.skipped), name, error)
+        raise ValueError(f"None of the {len(self)} pictures of '{self.path}' can be read.")
+
+    def _example(self, row: dict[str, Any]) -> dict[str, Any]:
+        values = row.get(self.image_column) if self.task != "text" else None
+        values = values if isinstance(values, list) else [values] if values is not None else []
+        example: dict[str, Any] = {"images": [load_image(value["bytes"] or value["path"]) for value in values]}
+        if self.task == "chat":
+            example["messages"] = row[self.messages_column]
+        elif self.task != "reconstruction":
+            example["text"] = row[self.text_column]
+        return example
+
+
+# Preparation: examples to numbers.
+
+
+class PreparedDataset(Dataset):
+    """Examples as the collator takes them: `input_ids` and `labels` (lists of `int`) and `pixel_values`
+    `(num_images, 3, H, W)` of uint8, which the collator maps to `[-1, 1]`.
+
+    Args:
+        examples (`Dataset`): [`SceneExamples`] or [`FolderExamples`].
+        processor ([`ETTProcessor`], or [`ETTImageProcessor`] for reconstruction).
+        prompt_dropout (`float`): Share of examples whose text is left out, for guidance (drawing).
+        max_length (`int`): Longer sequences are an error: cutting one would tear a picture or an answer apart.
+    """
+
+    def __init__(
+        self,
+        examples: Dataset,
+        task: str,
+        processor: ETTProcessor | ETTImageProcessor,
+        seed: int = 0,
+        prompt_dropout: float = 0.0,
+        max_length: int = 4096,
+    ):
+        self.examples, self.task, self.processor = examples, task, processor
+        self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.examples[index]
+        if self.prompt_dropout and np.random.default_rng((self.seed, index)).random() < self.prompt_dropout:
+            example = {**example, "text": ""}
+        prepared: dict[str, Any] = {}
+        if self.task != "reconstruction":
+            prepared |= self._tokens(example)
+        if example["images"]:
+            image_processor = getattr(self.processor, "image_processor", self.processor)
+            pixels = image_processor(example["images"], return_tensors="pt")["pixel_values"]
+            prepared["pixel_values"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
+        return prepared
+
+    def _tokens(self, example: dict[str, Any]) -> dict[str, list[int]]:
+        input_ids, labels = [], []
+        placeholder = self.processor.image_placeholder()
+        for text, is_predicted in TASKS[self.task](example, self.processor):
+            self.processor.check_vocabulary(text)
+            expanded = text.replace(self.processor.image_token, placeholder)
+            ids = self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+            input_ids += ids
+            labels += ids if is_predicted else [IGNORED] * len(ids)
+        if len(input_ids) > self.max_length:
+            raise ValueError(
+                f"An example is {len(input_ids)} tokens long, more than data.max_length={self.max_length}; shorten it or "
+                "raise the limit."
+            )
+        return {"input_ids": input_ids, "labels": labels}
+
+
+class InMemoryDataset(Dataset):
+    """Every example of a prepared data set, prepared once. With a frozen tokenizer, pictures are kept as `image_codes`
+    `(num_images, h, w)`, since a frozen tokenizer always gives the same codes."""
+
+    def __init__(
+        self, prepared: PreparedDataset, vision_tokenizer: torch.nn.Module | None = None, batch_size: int = 64
+    ):
+        indices = tqdm(range(len(prepared)), desc="Preparing examples", unit=" examples", leave=False)
+        self.items = [prepared[index] for index in indices]
+        if vision_tokenizer is None:
+            return
+        device = vision_tokenizer.device
+        with_images = [item for item in self.items if "pixel_values" in item]
+        starts = range(0, len(with_images), batch_size)
+        for start in tqdm(starts, desc="Tokenising pictures", unit=" batches", leave=False):
+            batch = with_images[start : start + batch_size]
+            pixels = to_unit_range(torch.cat([item.pop("pixel_values") for item in batch])).to(device)
+            with torch.no_grad():
+                codes = vision_tokenizer.quantize(
+                    vision_tokenizer.encode(pixels).latents, return_losses=False
+                ).codes.cpu()
+            counts = [item["input_ids"].count(self._placeholder(prepared)) // codes[0].numel() for item in batch]
+            for item, own in zip(batch, codes.split(counts), strict=True):
+                item["image_codes"] = own
+
+    @staticmethod
+    def _placeholder(prepared: PreparedDataset) -> int:
+        return prepared.processor.image_token_id
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels in 0..255 to floats in `[-1, 1]`."""
+    return pixels.float() / 127.5 - 1
+
+
+@dataclass
+class ETTCollator:
+    """Prepared examples to a batch, padded on the right.
+
+    `input_ids`, `attention_mask` `(batch_size, length)`; `labels` of the same shape, left out for drawing; `pixel_values`
+    `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing from codes also `code_labels`.
+
+    >>> batch = ETTCollator(pad_token_id=0)([{"input_ids": [7, 8], "labels": [-100, 8]}, {"input_ids": [9], "labels": [9]}])
+    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
+    ([[7, 8], [9, 0]], [[-100, 8], [9, -100]])
+    """
+
+    pad_token_id: int = 0
+    is_drawing: bool = False
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {}
+        if "input_ids" in items[0]:
+            batch["input_ids"] = self._pad([item["input_ids"] for item in items], self.pad_token_id)
+            batch["attention_mask"] = self._pad([[1] * len(item["input_ids"]) for item in items], 0)
+            if not self.is_drawing:
+                batch["labels"] = self._pad([item["labels"] for item in items], IGNORED)
+        pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
+        codes = [item["image_codes"] for item in items if "image_codes" in item]
+        if pixels:
+            batch["pixel_values"] = to_unit_range(torch.cat(pixels))
+        if codes:
+            batch["image_codes"] = torch.cat(codes)
+            if self.is_drawing:
+                batch["code_labels"] = batch["image_codes"]
+        return batch
+
+    @staticmethod
+    def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        length = max(map(len, rows))
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+__all__ = [
+    "TASKS",
+    "ETTCollator",
+    "FolderExamples",
+    "InMemoryDataset",
+    "PreparedDataset",
+    "SceneExamples",
+]

@@ -1,0 +1,164 @@
+"""Recipes: a stage of training as a short YAML file, with overrides from the command line."""
+
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .arguments import ETTTrainingArguments
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class ModelSection:
+    """What training starts from: one folder, or parts.
+
+    Args:
+        path: Folder or Hub name of a model that a former stage left (an ETT model, or an IBQ tokenizer).
+        vision_tokenizer: For a new model: folder or name of an IBQ tokenizer, or a dict of [`IBQModel`] fields.
+        language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a dict of
+            configuration fields (`model_type` first among them) for a new small one with a vocabulary of the data's words.
+        image_size: Pixels along each side of the pictures.
+        visual_head: Whether the model draws.
+        visual_embedding: `codebook`, or `index` for the paper's baseline.
+    """
+
+    path: str | None = None
+    vision_tokenizer: Any = None
+    language_model: Any = None
+    image_size: int = 512
+    visual_head: bool = False
+    visual_embedding: str = "codebook"
+
+
+@dataclass
+class DataSection:
+    """What is learned from.
+
+    Args:
+        source: `scenes`, or a folder, file or Hub name that datasets can load.
+        split: Split of it.
+        length: Number of scenes.
+        in_memory: Prepare every example once, before training; pictures become codes where the tokenizer is frozen.
+        questions_per_scene: Turns of a conversation about a scene.
+        prompt_dropout: Share of examples without their prompt (drawing).
+        max_length: Longest sequence, in tokens.
+        image_column, text_column, messages_column: Columns of the user's own data.
+    """
+
+    source: str | None = None
+    split: str = "train"
+    length: int = 10_000
+    in_memory: bool = False
+    questions_per_scene: int = 6
+    prompt_dropout: float = 0.0
+    max_length: int = 4096
+    image_column: str = "image"
+    text_column: str = "text"
+    messages_column: str = "messages"
+
+
+@dataclass
+class Recipe:
+    """A stage.
+
+    Args:
+        title: One line for people.
+        task: `reconstruction`, `text`, `caption`, `chat` or `drawing`.
+        train: Parts that learn: `vision_tokenizer`, `index_embedding`, `projector`, `language_model`, `visual_head`.
+        training: Fields of [`ETTTrainingArguments`].
+    """
+
+    title: str = ""
+    task: str = "caption"
+    train: list[str] = field(default_factory=list)
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
+
+
+def available_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """
+    Args:
+        name: One of [`available_recipes`], or a YAML file.
+        overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`.
+
+    Raises:
+        ValueError: Recipe or field is unknown (with a suggestion), or a value does not parse.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"There is no recipe '{name}'.{_suggest(name, available_recipes())} Or give a YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' holds a {type(values).__name__}; a recipe is a mapping of fields to values.")
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"The override '{override}' has no value; write section.field=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The value of the override '{override}' is no YAML: {error}") from error
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"The override '{override}' goes into '{section}', which is no section.")
+        target[last] = value
+    recipe = _build(Recipe, values, "")
+    for key in recipe.training:
+        if key not in TRAINING_FIELDS:
+            raise ValueError(f"The recipe has an unknown field 'training.{key}'.{_suggest(key, TRAINING_FIELDS)}")
+    # YAML reads 1e-4, which has no dot, as text.
+    recipe.training = {key: _number(value) for key, value in recipe.training.items()}
+    return recipe
+
+
+def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
+    known = {item.name: item for item in fields(section_class)}
+    built = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{_suggest(key, list(known))}")
+        default = known[key].default_factory
+        if isinstance(default, type) and is_dataclass(default):
+            if not isinstance(value, dict):
+                raise ValueError(f"The recipe's '{prefix}{key}' is {value!r}; it is a section of fields.")
+            value = _build(default, value, f"{prefix}{key}.")
+        built[key] = value
+    return section_class(**built)
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+__all__ = ["DataSection", "ModelSection", "Recipe", "available_recipes", "load_recipe"]

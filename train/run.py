@@ -1,0 +1,330 @@
+"""Runs a recipe: model, data and trainer from its sections, and a model folder at the end."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+import scenes_ett
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+
+from .arguments import ETTTrainingArguments
+from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .progress import FiguresProgressCallback
+from .recipes import ModelSection, Recipe, load_recipe
+from .trainer import ETTTrainer, newest_checkpoint, train_only
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "training.json"
+WORK_FOLDER = "training"
+RECIPE_NAME = "recipe.yaml"
+KINDS = {"reconstruction": "tokenizer", "drawing": "gen"}
+LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "lpips")
+
+
+def run_recipe(
+    name: str, overrides: list[str] | None = None, output_dir: str | Path | None = None, resume: bool = True
+) -> Path:
+    """Trains a stage.
+
+    The output folder receives the model, its processor and `training.json`, which records how it was made; below it,
+    `training/` holds the recipe and the checkpoints. A finished folder of the same recipe is left as it is.
+
+    Args:
+        name: Recipe of the package, or a YAML file.
+        overrides: `section.field=value`.
+        output_dir: By default the recipe's name with `ett-` before it.
+        resume: Go on from the newest complete checkpoint in the output folder, if there is one.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ValueError: The recipe, the data or the folder cannot be used.
+    """
+    recipe = load_recipe(name, overrides)
+    output_dir = Path(output_dir or f"ett-{Path(name).stem}")
+    work = output_dir / WORK_FOLDER
+    resolved = dataclasses.asdict(recipe)
+    if check_output_folder(output_dir, resolved, resume):
+        logger.warning("%s holds a finished model of this recipe already.", output_dir)
+        return output_dir
+    checkpoint = newest_checkpoint(work) if resume else None
+    args = training_arguments(recipe, work)
+
+    set_seed(args.seed)
+    examples = build_examples(recipe, args.seed)
+    model, processor = build_model(recipe, examples)
+    parts = train_only(model, recipe.train)
+    train_dataset = build_dataset(recipe, examples, model, processor, args.seed)
+    set_seed(args.seed)
+
+    work.mkdir(parents=True, exist_ok=True)
+    _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
+    trainer = ETTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        data_collator=ETTCollator(
+            pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
+            is_drawing=recipe.task == "drawing",
+        ),
+        processing_class=processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.args.should_save:
+        record = {
+            "kind": KINDS.get(recipe.task, "chat"),
+            "recipe": resolved,
+            "seed": args.seed,
+            "steps": trainer.state.global_step,
+            "seconds": time.monotonic() - start,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "data": describe_data(recipe),
+            "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
+            "skipped_images": getattr(examples, "skipped", {}),
+            "results": [],
+            "history": trainer.state.log_history,
+        }
+        if trainer.perceptual is not None:
+            record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
+        if record["skipped_images"]:
+            logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
+        finish_folder(trainer, output_dir, record)
+    return output_dir
+
+
+def check_output_folder(output_dir: Path, resolved: dict[str, Any], resume: bool) -> bool:
+    """Whether the folder holds this recipe's finished model.
+
+    Raises:
+        ValueError: It holds something else, or another recipe's run.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"'{output_dir}' is a file; --output-dir must be a folder.")
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return False
+    recipe_file = output_dir / WORK_FOLDER / RECIPE_NAME
+    if not recipe_file.is_file():
+        raise ValueError(
+            f"'{output_dir}' holds something else ({sorted(path.name for path in output_dir.iterdir())[0]}, for instance); "
+            "choose an empty or new --output-dir."
+        )
+    started = yaml.safe_load(recipe_file.read_text())
+    if started != resolved:
+        differing = [key for key in resolved if started.get(key) != resolved[key]]
+        raise ValueError(
+            f"'{output_dir}' holds a run of another recipe (they differ in {', '.join(differing)}); choose another "
+            "--output-dir, or remove that folder."
+        )
+    finished = (output_dir / RECORD_NAME).is_file()
+    if finished and not resume:
+        raise ValueError(f"'{output_dir}' holds a finished model; choose another --output-dir, or remove that folder.")
+    return finished
+
+
+def training_arguments(recipe: Recipe, work: Path) -> ETTTrainingArguments:
+    """The recipe's `training` section, with the settings that follow from the machine."""
+    defaults = {"dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1}
+    try:
+        return ETTTrainingArguments(output_dir=str(work), **{**defaults, **recipe.training})
+    except TypeError as error:
+        raise ValueError(f"The recipe's training section cannot be used: {error}") from error
+
+
+# Data
+
+
+def build_examples(recipe: Recipe, seed: int) -> SceneExamples | FolderExamples:
+    """The examples of the recipe's `data` section."""
+    if recipe.task not in TASKS:
+        raise ValueError(f"The recipe's task is {recipe.task!r}; expected one of {', '.join(TASKS)}.")
+    data = recipe.data
+    if data.source is None:
+        raise ValueError(
+            "This recipe needs data: give data.source=FOLDER (pictures with a metadata.jsonl), any data set that datasets "
+            "can load, or data.source=scenes."
+        )
+    if data.source == "scenes":
+        return SceneExamples(recipe.task, seed, data.split, data.length, data.questions_per_scene)
+    return FolderExamples(
+        data.source, recipe.task, data.split, data.image_column, data.text_column, data.messages_column
+    )
+
+
+def build_dataset(
+    recipe: Recipe,
+    examples: SceneExamples | FolderExamples,
+    model: IBQModel | ETTForConditionalGeneration,
+    processor: ETTProcessor | ETTImageProcessor,
+    seed: int,
+) -> PreparedDataset | InMemoryDataset:
+    """The examples as the trainer takes them."""
+    prepared = PreparedDataset(
+        examples, recipe.task, processor, seed, recipe.data.prompt_dropout, recipe.data.max_length
+    )
+    if not recipe.data.in_memory:
+        return prepared
+    frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
+    return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None)
+
+
+def describe_data(recipe: Recipe) -> str:
+    """The data in a sentence, or its name."""
+    data = recipe.data
+    if data.source == "scenes":
+        return f"{data.length} scenes of the embedded data set (split {data.split}), drawn by the seed"
+    return data.source
+
+
+# Models
+
+
+def build_model(
+    recipe: Recipe, examples: SceneExamples | FolderExamples
+) -> tuple[IBQModel | ETTForConditionalGeneration, ETTProcessor | ETTImageProcessor]:
+    """The model that training starts from, and what prepares its inputs."""
+    section = recipe.model
+    if recipe.task == "reconstruction":
+        tokenizer = build_tokenizer(section.path or section.vision_tokenizer)
+        return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
+    if section.path is not None:
+        require_model_folder(section.path, "ett")
+        model = ETTForConditionalGeneration.from_pretrained(
+            section.path, **({"visual_head": True} if section.visual_head else {})
+        )
+        return model, ETTProcessor.from_pretrained(section.path)
+    if section.language_model is None or section.vision_tokenizer is None:
+        raise ValueError(
+            "This recipe needs a model: give model.path (an ETT model of a former stage), or both "
+            "model.vision_tokenizer and model.language_model."
+        )
+    vision_tokenizer = build_tokenizer(section.vision_tokenizer)
+    if isinstance(section.language_model, dict):
+        text_tokenizer = build_word_tokenizer(vocabulary_of(examples))
+        language_model = new_language_model(section.language_model, text_tokenizer)
+    else:
+        text_tokenizer = AutoTokenizer.from_pretrained(section.language_model)
+        language_model = AutoModelForCausalLM.from_pretrained(section.language_model, dtype=torch.float32)
+    processor = ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
+    if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(len(text_tokenizer))
+    model = join(language_model, vision_tokenizer, processor, section)
+    return model, processor
+
+
+def join(
+    language_model: torch.nn.Module, vision_tokenizer: IBQModel, processor: ETTProcessor, section: ModelSection
+) -> ETTForConditionalGeneration:
+    """A new ETT model of two parts, that ends and pads texts as the processor's tokenizer does."""
+    model = ETTForConditionalGeneration.from_parts(
+        language_model,
+        vision_tokenizer,
+        image_token_id=processor.image_token_id,
+        image_start_token_id=processor.image_start_token_id,
+        image_end_token_id=processor.image_end_token_id,
+        image_size=section.image_size,
+        visual_head=section.visual_head,
+        visual_embedding=section.visual_embedding,
+    )
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return model
+
+
+def build_tokenizer(source: str | dict[str, Any] | None) -> IBQModel:
+    """An IBQ tokenizer from a folder or Hub name, or a new one from its configuration's fields."""
+    if isinstance(source, str):
+        require_model_folder(source, "IBQModel")
+        return IBQModel.from_pretrained(source)
+    try:
+        return IBQModel(**(source or {}))
+    except TypeError as error:
+        raise ValueError(f"model.vision_tokenizer cannot be used: {error}") from error
+
+
+def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+    """A new small causal language model with the tokenizer's vocabulary."""
+    fields = dict(fields)
+    model_type = fields.pop("model_type", "qwen2")
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **fields,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def vocabulary_of(examples: SceneExamples | FolderExamples) -> list[str]:
+    """Every word that a word-level tokenizer needs for these examples."""
+    if isinstance(examples, SceneExamples):
+        return scenes_ett.vocabulary()
+    if examples.text_column not in examples.rows.column_names:
+        raise ValueError(
+            "A new language model takes its vocabulary from captions; these data have conversations only."
+        )
+    return list(examples.rows[examples.text_column])
+
+
+def require_model_folder(path: str, expected: str):
+    """Checks a local folder's `config.json` before anything is loaded; names on the Hub pass.
+
+    Raises:
+        ValueError: The folder is missing, holds no model, or one of another kind.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or len(path.split("/")) != 2:
+            raise ValueError(f"There is no model folder '{path}'.")
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{path}' is no model folder: its config.json is missing or unreadable.") from error
+    found = config.get("_class_name") or config.get("model_type")
+    if found != expected:
+        raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
+
+
+# Folders
+
+
+def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any]):
+    """Writes the model beside the run and moves it in, the record last: a folder with a record is complete."""
+    partial = output_dir / WORK_FOLDER / "final"
+    trainer._save(str(partial))
+    (partial / "training_args.bin").unlink(missing_ok=True)
+    for path in partial.iterdir():
+        os.replace(path, output_dir / path.name)
+    shutil.rmtree(partial)
+    _write(output_dir / RECORD_NAME, json.dumps(record, indent=2))
+
+
+def _write(path: Path, text: str):
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+__all__ = ["RECORD_NAME", "run_recipe"]
