@@ -11,14 +11,14 @@ from transformers.configuration_utils import SubConfigSpec
 class ETTConfig(PreTrainedConfig):
     r"""
     Args:
-        text_config (`PreTrainedConfig` or `dict`): Configuration of any causal language model of transformers that takes
-            `inputs_embeds`; the default is Qwen2.
+        text_config (`PreTrainedConfig` or `dict`): Configuration of any causal language model of transformers that
+            takes `inputs_embeds`; the default is Qwen2.
         vq_config (`dict`): Configuration of the [`IBQModel`]; fields left out have the paper's values.
         image_token_id (`int`): Placeholder that stands once for each code of a picture.
         image_start_token_id, image_end_token_id (`int`): Tokens around a picture's placeholders.
         image_size (`int`): Pixels along each side of the pictures that the model was trained on and draws by default.
-        visual_embedding (`"codebook"` or `"index"`): What stands for a code in the language model: its codebook embedding
-            (the paper's method), or one learned apart from the tokenizer (the paper's "index" baseline).
+        visual_embedding (`"codebook"` or `"index"`): What stands for a code in the language model: its codebook
+            embedding (the paper's method), or one learned apart from the tokenizer (the paper's "index" baseline).
         visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
 
     The tokens' defaults are those of Qwen2.5's vocabulary, so that nothing is added to it.

@@ -60,28 +60,28 @@ class ImageGenerationMixin:
                 factor. At 1 the empty prompt is not computed.
             do_sample (`bool`): Sample, or take the best code each time.
             temperature, top_k, top_p: Sampling; the filters see guided scores divided by the temperature.
-            generator (`torch.Generator` or a list of one a picture): Source of randomness. With a list, a picture does not
-                depend on its neighbours in the batch.
+            generator (`torch.Generator` or a list of one a picture): Source of randomness. With a list, a picture does
+                not depend on its neighbours in the batch.
 
         Returns:
             Codes of shape `(batch_size, height, width)` for [`~ImageGenerationMixin.decode_image_tokens`].
 
         Raises:
-            ValueError: The model has no visual head, a prompt does not end with the image start token, the size does not
-                fit the tokenizer, or a sampling option is out of range.
+            ValueError: The model has no visual head, a prompt does not end with the image start token, the size does
+                not fit the tokenizer, or a sampling option is out of range.
         """
         self.require_visual_head()
         batch_size = input_ids.shape[0]
         height, width = self._code_grid(image_size)
         if not bool((input_ids[:, -1] == self.config.image_start_token_id).all()):
             raise ValueError(
-                f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the left. "
-                'ETTProcessor(text=..., generation_mode="image") does both.'
+                f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the "
+                'left. ETTProcessor(text=..., generation_mode="image") does both.'
             )
         if temperature <= 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1) or guidance_scale < 1:
             raise ValueError(
-                f"Got temperature {temperature}, top_p {top_p}, top_k {top_k}, guidance_scale {guidance_scale}; expected "
-                "temperature > 0, 0 < top_p <= 1, top_k >= 1 and guidance_scale >= 1."
+                f"Got temperature {temperature}, top_p {top_p}, top_k {top_k}, guidance_scale {guidance_scale}; "
+                "expected temperature > 0, 0 < top_p <= 1, top_k >= 1 and guidance_scale >= 1."
             )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Got {len(generator)} generators for {batch_size} prompts; give one a prompt.")
@@ -138,8 +138,8 @@ def sample_codes(
     top_k: int | None = None,
     top_p: float = 1.0,
 ) -> torch.LongTensor:
-    """Draws one code a row of `scores` `(batch_size, K)`, from the `top_k` best and the smallest set whose probabilities
-    sum to `top_p` or more. Returns codes `(batch_size,)`."""
+    """Draws one code a row of `scores` `(batch_size, K)`, from the `top_k` best and the smallest set whose
+    probabilities sum to `top_p` or more. Returns codes `(batch_size,)`."""
     scores = scores / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         threshold = scores.topk(top_k, dim=-1).values[:, -1:]

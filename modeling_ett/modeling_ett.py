@@ -1,7 +1,7 @@
 """ETT: a vision tokenizer's codebook embeddings, through a projector, into a language model (paper, section 3).
 
-- Pixels, codes and codebook embeddings are three ways in; they meet at embeddings, and nothing after that point knows which
-  it was.
+- Pixels, codes and codebook embeddings are three ways in; they meet at embeddings, and nothing after that point knows
+  which it was.
 - The tokenizer is part of the model, so the caption loss reaches its encoder and its codebook.
 - The same embeddings are decoded to a picture when a reconstruction is asked for.
 """
@@ -43,12 +43,13 @@ class ETTModelOutputWithPast(ModelOutput):
 class ETTCausalLMOutputWithPast(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `()`): Sum of the caption loss (where `labels` were given) and the code loss (where
-            `code_labels` were).
+        loss (`torch.Tensor` of shape `()`): Sum of the caption loss (where `labels` were given) and the code loss
+            (where `code_labels` were).
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens.
         code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
             order; given with `code_labels`.
-        reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not clamped.
+        reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
+            clamped.
         past_key_values, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
     """
 
@@ -125,7 +126,7 @@ class ETTModel(ETTPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def quantize_pixels(self, pixel_values: torch.Tensor) -> IBQQuantizerOutput:
-        """Pixels `(num_images, 3, H, W)` in `[-1, 1]` to codes and embeddings, with losses where the tokenizer learns."""
+        """Pixels `(num_images, 3, H, W)` in `[-1, 1]` to codes and embeddings, with losses if it learns."""
         tokenizer = self.vision_tokenizer
         learns = self.training and any(parameter.requires_grad for parameter in tokenizer.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)):
@@ -148,10 +149,12 @@ class ETTModel(ETTPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(num_images, 3, H, W)`, in `[-1, 1]`), or
             image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
-            image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster order.
+            image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
+                order.
 
         Returns:
-            The projected pictures `(num_images, height * width, C)`, and for `pixel_values` what the tokenizer made of them.
+            The projected pictures `(num_images, height * width, C)`, and for `pixel_values` what the tokenizer made of
+            them.
 
         Raises:
             ValueError: Not exactly one of the three is given, or embeddings are given to an "index" model.
@@ -170,8 +173,8 @@ class ETTModel(ETTPreTrainedModel):
             return self.embed_codes(image_codes), None
         elif self.config.visual_embedding == "index":
             raise ValueError(
-                'image_embeds were given to a model with visual_embedding="index", which has its own embedding for each '
-                "code; give image_codes or pixel_values."
+                'image_embeds were given to a model with visual_embedding="index", which has its own embedding for '
+                "each code; give image_codes or pixel_values."
             )
         return self.projector(image_embeds), quantized
 
@@ -191,8 +194,8 @@ class ETTModel(ETTPreTrainedModel):
         placeholders `config.image_token_id` in `input_ids`.
 
         Raises:
-            ValueError: Neither or both of `input_ids` and `inputs_embeds` are given, or placeholders and codes differ in
-                number.
+            ValueError: Neither or both of `input_ids` and `inputs_embeds` are given, or placeholders and codes differ
+                in number.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -309,10 +312,10 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
     ) -> ETTCausalLMOutputWithPast:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where none
-                (equation 2).
-            code_labels (`torch.LongTensor` of shape `(num_images, height, width)`): Codes to predict, each from what stands
-                before it; -100 where none.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
+                none (equation 2).
+            code_labels (`torch.LongTensor` of shape `(num_images, height, width)`): Codes to predict, each from what
+                stands before it; -100 where none.
             return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
             num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.

@@ -36,8 +36,8 @@ class IBQModel(VQModel):
 
     Args:
         in_channels, out_channels (`int`): Channels of the picture.
-        down_block_types, up_block_types (`tuple[str, ...]`): Blocks of the encoder and of the decoder; each but the last
-            halves, or doubles, height and width.
+        down_block_types, up_block_types (`tuple[str, ...]`): Blocks of the encoder and of the decoder; each but the
+            last halves, or doubles, height and width.
         block_out_channels (`tuple[int, ...]`): Widths of the encoder's blocks; the decoder has them in reverse.
         layers_per_block (`int`): Residual blocks a level (one more in the decoder).
         latent_channels (`int`): Channels between encoder and `quant_conv`, and between `post_quant_conv` and decoder.

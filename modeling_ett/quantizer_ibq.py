@@ -106,7 +106,7 @@ class IBQQuantizer(nn.Module):
 
             embeddings = hard
             if logits.requires_grad:
-                # The value of o - sg(p) + p times E is E[k]; its gradient reaches E through the hard row and through p.
+                # o - sg(p) + p times E has the value E[k]; its gradient reaches E through the hard row and through p.
                 soft = (self.logit_scale * logits).softmax(dim=-1) @ table.detach()
                 embeddings = hard + soft - soft.detach()
             losses = self._losses(tokens, hard, embeddings, logits) if return_losses else {}

@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 @dataclass
 class ETTTrainingArguments(TrainingArguments):
     """
-    [`~transformers.TrainingArguments`] with the paper's joint objective. Changed defaults: Adam without weight decay, cosine
-    schedule with 3% warm-up (section 4.1), columns are kept.
+    [`~transformers.TrainingArguments`] with the paper's joint objective. Changed defaults: Adam without weight decay,
+    cosine schedule with 3% warm-up (section 4.1), columns are kept.
 
     Parameters that control the joint objective (equations 1 and 3):
         alpha, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.

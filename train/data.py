@@ -25,7 +25,7 @@ IGNORED = -100
 Segments = list[tuple[str, bool]]
 
 
-# Tasks: an example to pieces of text, each marked as predicted or not. A picture stands in the text as its placeholder.
+# Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for pictures.
 
 
 def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
@@ -134,8 +134,8 @@ CAPTION_PROMPT = "Describe the image."
 
 
 class FolderExamples(Dataset):
-    """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets), or
-    any data set that [`datasets.load_dataset`] takes.
+    """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets),
+    or any data set that [`datasets.load_dataset`] takes.
 
     A picture that cannot be read is skipped, named and counted: the next readable one takes its place.
 
@@ -271,8 +271,8 @@ class PreparedDataset(Dataset):
             labels += ids if is_predicted else [IGNORED] * len(ids)
         if len(input_ids) > self.max_length:
             raise ValueError(
-                f"An example is {len(input_ids)} tokens long, more than data.max_length={self.max_length}; shorten it or "
-                "raise the limit."
+                f"An example is {len(input_ids)} tokens long, more than data.max_length={self.max_length}; shorten it "
+                "or raise the limit."
             )
         return {"input_ids": input_ids, "labels": labels}
 
@@ -322,10 +322,12 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
 class ETTCollator:
     """Prepared examples to a batch, padded on the right.
 
-    `input_ids`, `attention_mask` `(batch_size, length)`; `labels` of the same shape, left out for drawing; `pixel_values`
-    `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing from codes also `code_labels`.
+    `input_ids`, `attention_mask` `(batch_size, length)`; `labels` of the same shape, left out for drawing;
+    `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing from codes
+    also `code_labels`.
 
-    >>> batch = ETTCollator(pad_token_id=0)([{"input_ids": [7, 8], "labels": [-100, 8]}, {"input_ids": [9], "labels": [9]}])
+    >>> items = [{"input_ids": [7, 8], "labels": [-100, 8]}, {"input_ids": [9], "labels": [9]}]
+    >>> batch = ETTCollator(pad_token_id=0)(items)
     >>> batch["input_ids"].tolist(), batch["labels"].tolist()
     ([[7, 8], [9, 0]], [[-100, 8], [9, -100]])
     """

@@ -18,8 +18,8 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
 
     Args:
         network (`"vgg"`, `"alex"` or `"squeeze"`): The network whose features are compared.
-        pretrained (`bool`): Use ImageNet weights, which torchvision downloads once. Otherwise the network's weights are
-            random, the same in every run.
+        pretrained (`bool`): Use ImageNet weights, which torchvision downloads once. Otherwise the network's weights
+            are random, the same in every run.
 
     Raises:
         OSError: The pretrained weights are neither cached nor within reach.
@@ -29,8 +29,8 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
             loss = lpips.LPIPS(net=network, verbose=False)
         except OSError as error:
             raise OSError(
-                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once with a "
-                "network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false to "
+                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once with "
+                "a network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false to "
                 "compare random features instead."
             ) from error
     else:

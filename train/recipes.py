@@ -19,8 +19,9 @@ class ModelSection:
     Args:
         path: Folder or Hub name of a model that a former stage left (an ETT model, or an IBQ tokenizer).
         vision_tokenizer: For a new model: folder or name of an IBQ tokenizer, or a dict of [`IBQModel`] fields.
-        language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a dict of
-            configuration fields (`model_type` first among them) for a new small one with a vocabulary of the data's words.
+        language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a
+            dict of configuration fields (`model_type` first among them) for a new small one with a vocabulary of the
+            data's words.
         image_size: Pixels along each side of the pictures.
         visual_head: Whether the model draws.
         visual_embedding: `codebook`, or `index` for the paper's baseline.

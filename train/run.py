@@ -125,7 +125,7 @@ def check_output_folder(output_dir: Path, resolved: dict[str, Any], resume: bool
     recipe_file = output_dir / WORK_FOLDER / RECIPE_NAME
     if not recipe_file.is_file():
         raise ValueError(
-            f"'{output_dir}' holds something else ({sorted(path.name for path in output_dir.iterdir())[0]}, for instance); "
+            f"'{output_dir}' holds something else (for instance {min(path.name for path in output_dir.iterdir())}); "
             "choose an empty or new --output-dir."
         )
     started = yaml.safe_load(recipe_file.read_text())
@@ -160,8 +160,8 @@ def build_examples(recipe: Recipe, seed: int) -> SceneExamples | FolderExamples:
     data = recipe.data
     if data.source is None:
         raise ValueError(
-            "This recipe needs data: give data.source=FOLDER (pictures with a metadata.jsonl), any data set that datasets "
-            "can load, or data.source=scenes."
+            "This recipe needs data: give data.source=FOLDER (pictures with a metadata.jsonl), any data set that "
+            "datasets can load, or data.source=scenes."
         )
     if data.source == "scenes":
         return SceneExamples(recipe.task, seed, data.split, data.length, data.questions_per_scene)

@@ -1,7 +1,7 @@
 """One trainer for every stage.
 
-- What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption loss,
-  code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
+- What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption
+  loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
 - Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
 - A checkpoint holds everything; one without its last file is no checkpoint.
 """
@@ -31,7 +31,7 @@ DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
 
 
 def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by part: all of an [`IBQModel`] is the vision tokenizer; the text head belongs to the language model."""
+    """Parameters by part: an [`IBQModel`] is one; the text head belongs to the language model."""
     parts = defaultdict(list)
     for name, parameter in model.named_parameters():
         if isinstance(model, IBQModel):
@@ -61,8 +61,8 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint in a run's folder. Its state file is written last, so one without it, or with half of
-    it, was interrupted."""
+    """The newest complete checkpoint in a run's folder. Its state file is written last, so one without it, or with half
+    of it, was interrupted."""
     for checkpoint in sorted(
         Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.split("-")[-1])
     ):
@@ -89,7 +89,7 @@ class ETTTrainer(Trainer):
         tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
         self.tunes_tokenizer = any(parameter.requires_grad for parameter in tokenizer.parameters())
         self.num_codes = tokenizer.config.num_vq_embeddings
-        # The number of labels in the global batch is counted for models that accept it; compute_loss scales by it itself.
+        # For models that accept it, labels are counted over the global batch; compute_loss scales by that number.
         self.model_accepts_loss_kwargs = not self.is_tokenizer
         self.loss_is_scaled_for_ga = True
         self.perceptual = self.discriminator = None
