@@ -29,9 +29,9 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
             loss = lpips.LPIPS(net=network, verbose=False)
         except OSError as error:
             raise OSError(
-                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once with "
-                "a network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false to "
-                "compare random features instead."
+                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once "
+                "with a network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false "
+                "to compare random features instead."
             ) from error
     else:
         logger.warning(

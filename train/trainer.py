@@ -61,8 +61,8 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint in a run's folder. Its state file is written last, so one without it, or with half
-    of it, was interrupted."""
+    """The newest complete checkpoint in a run's folder. Its state file is written last: without a whole one,
+    the checkpoint was interrupted."""
     for checkpoint in sorted(
         Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.split("-")[-1])
     ):
