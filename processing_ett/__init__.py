@@ -1,8 +1,9 @@
 """Pictures and text in, tensors out, and back again."""
 
+from .chat_template_ett import build_chat_template
 from .image_processing_ett import MAX_IMAGE_PIXELS, ETTImageProcessor, ImageError, load_image
 from .pipeline_ett import ETTImageToTextPipeline, register_pipelines
-from .processing_ett import ETTProcessor, build_chat_template
+from .processing_ett import ETTProcessor
 from .word_tokenizer import build_word_tokenizer, unknown_words
 
 __all__ = [

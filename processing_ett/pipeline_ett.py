@@ -33,7 +33,7 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
         """
         Args:
             images (`str`, `PIL.Image.Image` or a list of them): Paths, URLs or pictures.
-            text (`str`, or a list with one for each picture, *optional*): A question or an instruction; if left out, the
+            text (`str`, or a list with one for each picture, *optional*): A question or an instruction; by default the
                 processor's `caption_prompt`. `prompt` is its name in the image-to-text pipeline of transformers 4.
             kwargs: As of `ImageTextToTextPipeline`, for instance `max_new_tokens`.
 

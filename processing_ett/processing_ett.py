@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
+from .chat_template_ett import build_chat_template
 from .image_processing_ett import ETTImageProcessor
 from .word_tokenizer import unknown_words
 
@@ -16,46 +17,13 @@ IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
 
 QWEN_IMAGE_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
-    {%- else -%}
-        {%- for part in message['content'] -%}
-            {{- 'IMAGE_TOKEN' if part['type'] == 'image' else part['text'] -}}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- 'TURN_END' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- 'TURN_START' + 'assistant' + 'ROLE_END' -}}
-{%- endif -%}
-"""
-
-
-def build_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
-    """A Jinja chat template: Qwen's ChatML where the tokenizer has its tokens, else lines such as "user: ..."."""
-    if "<|im_start|>" in tokenizer.get_vocab():
-        turn_start, role_end, turn_end = "<|im_start|>", r"\n", r"<|im_end|>\n"
-    else:
-        turn_start, role_end, turn_end = "", ": ", (tokenizer.eos_token or "") + r"\n"
-    template = CHAT_TEMPLATE.replace("TURN_START", turn_start).replace("ROLE_END", role_end)
-    return template.replace("TURN_END", turn_end).replace("IMAGE_TOKEN", image_token)
-
 
 class ETTProcessorKwargs(ProcessingKwargs, total=False):
     r"""
-    return_codes (`bool`, *optional*, defaults to `False`):
-        Whether to return the pictures' codes instead of their pixels.
-    return_embeddings (`bool`, *optional*, defaults to `False`):
-        Whether to return the codebook embeddings of the pictures' codes instead of their pixels.
     generation_mode (`str`, *optional*, defaults to `"text"`):
         `"image"` ends each text with the image start token, after which the model draws.
     """
 
-    return_codes: bool
-    return_embeddings: bool
     generation_mode: str
 
 
@@ -67,8 +35,8 @@ class ETTProcessor(ProcessorMixin):
     Args:
         image_processor (`ETTImageProcessor`): Its `size` must be a multiple of `spatial_factor`.
         tokenizer (`PreTrainedTokenizerBase`): Must hold the three image tokens. Its padding side is set to the left.
-        vision_tokenizer (`IBQModel`, *optional*): Needed by `return_codes` and `return_embeddings` only. Being a model,
-            it is never saved with the processor; it may be set and removed as an attribute at any time.
+        vision_tokenizer (`IBQModel`, *optional*): Needed by `return_codes` and `return_embeddings` only. It is a model
+            and never saved with the processor; it may be set and removed as an attribute at any time.
         spatial_factor (`int`, defaults to 16): Pixels a code along each side.
         image_token, image_start_token, image_end_token (`str`): The placeholder, which stands once for each picture in
             a text and once for each code in the tokens, and what stands before and after a picture.
@@ -126,7 +94,7 @@ class ETTProcessor(ProcessorMixin):
         A processor for a language model's own text tokenizer.
 
         Qwen's vision tokens are used where the tokenizer has them; otherwise `<image>`, `<image_start>` and
-        `<image_end>` become special tokens of `tokenizer`, and the language model must have `len(tokenizer)` embeddings.
+        `<image_end>` become special tokens of `tokenizer`: the language model must have `len(tokenizer)` embeddings.
 
         Args:
             vision_tokenizer (`IBQModel` or `int`): The model, which the processor keeps, or only its `spatial_factor`.
@@ -193,6 +161,8 @@ class ETTProcessor(ProcessorMixin):
         """
         if return_codes or return_embeddings:
             self._check_vision_tokenizer()
+        if images is not None and not any(_groups(images)):
+            images = None
         if images is not None and text is None:
             text = [self._caption_text(len(group)) for group in _groups(images)]
         elif _is_nested(images):
@@ -209,8 +179,8 @@ class ETTProcessor(ProcessorMixin):
 
     def prepare_drawing(self, prompts: str | list[str], **kwargs) -> BatchFeature:
         """
-        Inputs of `generate(..., generation_mode="image")`: each prompt ended with the image start token, after which the
-        model draws, and padded on the left.
+        Inputs of `generate(..., generation_mode="image")`: each prompt ends with the image start token, after which
+        the model draws, and is padded on the left.
 
         Raises:
             ValueError: A word is beyond a word-level vocabulary.
@@ -222,17 +192,21 @@ class ETTProcessor(ProcessorMixin):
         if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
         if text is not None:
-            words = unknown_words(self.tokenizer, "\n".join(text))
-            if words:
-                named = " and ".join(repr(word) for word in words[:3]) + (", among others," if words[3:] else "")
-                subject = f"The words {named} are" if words[1:] else f"The word {named} is"
-                raise ValueError(
-                    f"{subject} beyond this model's vocabulary of {len(self.tokenizer)} words; say it with words that it "
-                    "was trained on."
-                )
+            self.check_vocabulary("\n".join(text))
             if generation_mode == "image":
                 text = [sample + self.image_start_token for sample in text]
         return images, text, *others
+
+    def check_vocabulary(self, text: str):
+        """Raises `ValueError`, naming them, where `text` has words that a word-level tokenizer does not know."""
+        words = unknown_words(self.tokenizer, text)
+        if words:
+            named = " and ".join(repr(word) for word in words[:3]) + (", among others," if words[3:] else "")
+            subject = f"The words {named} are" if words[1:] else f"The word {named} is"
+            raise ValueError(
+                f"{subject} beyond this model's vocabulary of {len(self.tokenizer)} words; use words that it was "
+                "trained on."
+            )
 
     def image_placeholder(self, height: int | None = None, width: int | None = None) -> str:
         """
@@ -322,4 +296,4 @@ def _groups(images) -> list:
     return [[image] for image in images] if is_batch else [[images]]
 
 
-__all__ = ["ETTProcessor", "build_chat_template"]
+__all__ = ["ETTProcessor"]

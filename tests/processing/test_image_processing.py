@@ -1,0 +1,261 @@
+"""Pictures of every mode and from every source become the right pixels; hostile ones are refused in one sentence."""
+
+import base64
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processing_ett import ETTImageProcessor, ImageError, load_image
+
+RED = (255, 0, 0)
+
+
+def color_of(picture: Image.Image) -> tuple[int, int, int]:
+    assert picture.mode == "RGB"
+    (_, color), *others = picture.getcolors()
+    assert not others
+    return color
+
+
+@pytest.fixture
+def image_processor():
+    return ETTImageProcessor(size={"height": 16, "width": 24})
+
+
+def test_default_size_is_the_papers():
+    assert dict(ETTImageProcessor().size) == {"height": 512, "width": 512}
+
+
+def test_pixels_are_channels_first_in_minus_one_to_one(image_processor):
+    picture = Image.new("RGB", (24, 16), (255, 0, 51))
+    pixels = image_processor(picture, return_tensors="pt").pixel_values
+    assert pixels.shape == (1, 3, 16, 24) and pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, -1.0, -0.6]))
+
+
+def test_wide_picture_is_covered_and_cropped_around_its_centre(image_processor):
+    picture = Image.new("RGB", (96, 32), "white")
+    picture.paste("black", (24, 0, 72, 32))  # exactly the centre that survives
+    nearest = Image.Resampling.NEAREST  # the others blend in what lies beyond the edge
+    assert (image_processor(picture, resample=nearest, return_tensors="pt").pixel_values == -1).all()
+
+
+def test_tall_picture_is_cropped_at_top_and_bottom(image_processor):
+    picture = Image.new("RGB", (24, 48), "white")
+    picture.paste("black", (0, 16, 24, 32))
+    assert (image_processor(picture, return_tensors="pt").pixel_values == -1).all()
+
+
+def test_picture_of_the_right_size_survives_the_round_trip_exactly(image_processor):
+    values = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    pixels = image_processor(Image.fromarray(values), return_tensors="pt").pixel_values
+    (restored,) = image_processor.post_process(pixels)
+    np.testing.assert_array_equal(np.asarray(restored), values)
+
+
+def test_post_process_clamps(image_processor):
+    pixels = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)
+    assert image_processor.post_process(pixels)[0].getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_post_process_names_the_shape_it_needs(image_processor):
+    with pytest.raises(ValueError, match=r"shape \(3, 16, 16\); expected \(num_images, 3, height, width\)"):
+        image_processor.post_process(torch.zeros(3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((16, 24, 3), RED, np.uint8),
+        torch.tensor(RED, dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 24),
+        np.full((16, 24, 3), (1.0, 0.0, 0.0)),
+        torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1).expand(3, 16, 24),
+    ],
+    ids=["numpy bytes", "torch bytes", "numpy floats", "torch floats"],
+)
+def test_arrays_equal_the_picture_they_show(image_processor, array):
+    expected = image_processor(Image.new("RGB", (24, 16), RED), return_tensors="pt").pixel_values
+    assert torch.equal(image_processor(array, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((16, 24, 3), 2.0), "from 2.0 to 2.0; expected 0 to 1"),
+        (np.full((16, 24, 3), np.nan), "from nan to nan"),
+        (np.zeros((16, 24, 3), np.int64), "holds int64 values"),
+        (np.zeros((0, 24, 3), np.uint8), r"shape \(0, 24, 3\) is no picture"),
+    ],
+)
+def test_array_that_is_no_picture_is_refused(image_processor, array, message):
+    with pytest.raises(ImageError, match=message):
+        image_processor(array)
+
+
+def test_options_that_would_change_the_range_are_refused(image_processor):
+    with pytest.raises(TypeError, match="do_rescale"):
+        image_processor(Image.new("RGB", (24, 16)), do_rescale=False)
+
+
+def test_size_may_be_one_number():
+    assert ETTImageProcessor(size=32)(Image.new("RGB", (5, 9)))["pixel_values"][0].shape == (3, 32, 32)
+
+
+def test_size_without_height_is_refused(image_processor):
+    with pytest.raises(ValueError, match=r"'shortest_edge': 8.*expected a 'height' and a 'width'"):
+        image_processor(Image.new("RGB", (24, 16)), size={"shortest_edge": 8})
+
+
+def test_settings_survive_saving(tmp_path):
+    ETTImageProcessor(size={"height": 8, "width": 16}, max_image_pixels=99).save_pretrained(tmp_path)
+    loaded = ETTImageProcessor.from_pretrained(tmp_path)
+    assert dict(loaded.size) == {"height": 8, "width": 16} and loaded.max_image_pixels == 99
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 128, (128, 128, 128)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("RGBA", (*RED, 255), RED),
+        ("RGBA", (*RED, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("CMYK", (0, 255, 255, 0), RED),
+        ("I;16", 128 * 257, (128, 128, 128)),
+        ("I", 65535, (255, 255, 255)),
+        ("YCbCr", (255, 128, 128), (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb_over_white(mode, color, expected):
+    assert color_of(load_image(Image.new(mode, (3, 2), color))) == expected
+
+
+def test_palette_and_its_transparent_colour(tmp_path):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([0, 0, 0, *RED])
+    picture.putdata([0, 1])
+    picture.save(tmp_path / "palette.png", transparency=0)
+    loaded = load_image(tmp_path / "palette.png")
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
+
+
+def test_sixteen_bit_file_is_scaled_and_not_clipped(tmp_path):
+    Image.fromarray(np.full((2, 3), 100 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert color_of(load_image(tmp_path / "deep.png")) == (100, 100, 100)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (4, 2), "black")
+    picture.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees
+    picture.save(tmp_path / "turned.png", exif=exif)
+    loaded = load_image(tmp_path / "turned.png")
+    assert loaded.size == (2, 4) and loaded.getpixel((1, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"])
+def test_common_formats_are_read(tmp_path, suffix):
+    Image.new("RGB", (16, 16), "white").save(tmp_path / f"picture.{suffix}")
+    assert color_of(load_image(str(tmp_path / f"picture.{suffix}"))) == (255, 255, 255)
+
+
+def test_format_that_runs_an_external_program_is_not_opened(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.eps")
+    with pytest.raises(ImageError, match="not an image in a format that is read here"):
+        load_image(tmp_path / "picture.eps")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ImageError, match=r"gone.png' is missing; expected an image file"):
+        load_image(tmp_path / "gone.png")
+
+
+def test_folder_instead_of_file(tmp_path):
+    with pytest.raises(ImageError, match="is a folder"):
+        load_image(tmp_path)
+
+
+def test_empty_file(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ImageError, match=r"empty.png' is empty"):
+        load_image(tmp_path / "empty.png")
+
+
+def test_file_that_is_no_image(tmp_path):
+    (tmp_path / "notes.png").write_text("not a picture at all")
+    with pytest.raises(ImageError, match=r"notes.png' is not an image in a format that is read here \(PNG, JPEG"):
+        load_image(tmp_path / "notes.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
+def test_every_truncation_is_an_image_error_or_a_picture(tmp_path, suffix):
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / f"whole.{suffix}")
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    path = tmp_path / f"cut.{suffix}"
+    for length in range(1, len(content), len(content) // 40):
+        path.write_bytes(content[:length])
+        try:
+            assert load_image(path).size == (32, 32)
+        except ImageError:
+            continue
+
+
+def test_truncated_file_says_so(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"cut.png' is corrupt or truncated"):
+        load_image(tmp_path / "cut.png")
+
+
+def test_too_large_file_is_refused_before_decoding_and_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match="10000 x 10000 is more than max_image_pixels=89478485"):
+            load_image(tmp_path / "bomb.png")
+
+
+def test_bomb_that_pillow_itself_refuses(tmp_path):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="likely decompression bomb"):
+        load_image(tmp_path / "bomb.png")
+
+
+def test_limit_can_be_set_on_the_image_processor():
+    with pytest.raises(ImageError, match="6 x 4 is more than max_image_pixels=23"):
+        ETTImageProcessor(max_image_pixels=23)(Image.new("RGB", (6, 4)))
+
+
+def test_picture_without_pixels():
+    with pytest.raises(ImageError, match="no pixels: it is 0 wide and 5 high"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+def test_paths_and_data_urls_are_opened(image_processor, tmp_path):
+    picture = Image.new("RGB", (24, 16), RED)
+    picture.save(tmp_path / "picture.png")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    pixels = image_processor([picture, str(tmp_path / "picture.png"), tmp_path / "picture.png", url])["pixel_values"]
+    for other in pixels[1:]:
+        np.testing.assert_array_equal(other, pixels[0])
+
+
+def test_broken_data_url(image_processor):
+    with pytest.raises(ImageError, match="not valid base64"):
+        image_processor("data:image/png;base64,???")
+
+
+def test_address_that_cannot_be_fetched(image_processor):
+    with pytest.raises(ImageError, match=r"'http://127.0.0.1:9/picture.png' cannot be fetched"):
+        image_processor("http://127.0.0.1:9/picture.png")

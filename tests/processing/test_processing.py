@@ -1,0 +1,264 @@
+"""The processor: exact placeholders, codes and embeddings in raster order, chat, round trips, and its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, PreTrainedTokenizerFast
+
+import ett  # noqa: F401, registers the processor
+from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+
+EXPANDED = ["<image_start>", *["<image>"] * 6, "<image_end>"]
+
+
+def tokens(processor, features, index=0):
+    ids = features["input_ids"][index][features["attention_mask"][index].bool()]
+    return processor.tokenizer.convert_ids_to_tokens(ids)
+
+
+def byte_tokenizer(*special_tokens: str) -> PreTrainedTokenizerFast:
+    alphabet = {character: index for index, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", extra_special_tokens=[*special_tokens]
+    )
+
+
+def test_placeholder_becomes_start_one_token_a_code_end(processor, picture):
+    features = processor(images=picture, text="a <image> red")
+    assert tokens(processor, features) == ["a", *EXPANDED, "red"]
+    assert features["pixel_values"].shape == (1, 3, 16, 24)
+
+
+def test_several_pictures_in_several_texts(processor, picture):
+    features = processor(images=[picture] * 3, text=["<image><image>", "red <image>"])
+    assert tokens(processor, features, 0) == EXPANDED * 2
+    assert tokens(processor, features, 1) == ["red", *EXPANDED]
+    assert features["pixel_values"].shape == (3, 3, 16, 24)
+
+
+def test_placeholder_count_follows_a_size_given_in_the_call(processor, picture):
+    features = processor(images=picture, text="<image>", size={"height": 8, "width": 8})
+    assert (features["input_ids"] == processor.image_token_id).sum() == 1
+
+
+def test_batches_are_padded_on_the_left(processor):
+    features = processor(text=["a red circle", "a"])
+    assert features["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert features["input_ids"][1].tolist() == [0, 0, processor.tokenizer.convert_tokens_to_ids("a")]
+
+
+def test_codes_replace_pixels(processor, picture):
+    features = processor(images=picture, text="<image>", return_codes=True)
+    assert (
+        features["image_codes"].tolist() == [[[0, 3, 3], [0, 3, 3]]] and features["image_codes"].dtype == torch.int64
+    )
+    assert set(features) == {"input_ids", "attention_mask", "image_codes"}
+
+
+def test_embeddings_are_in_raster_order(processor, picture):
+    features = processor(images=picture, text="<image>", return_embeddings=True)
+    expected = [[0, 0], [3, -3], [3, -3], [0, 0], [3, -3], [3, -3]]
+    assert features["image_embeds"].tolist() == [expected] and features["image_embeds"].dtype == torch.float32
+
+
+def test_codes_and_embeddings_of_the_real_tokenizer_agree():
+    from modeling_ett.modeling_ibq import IBQModel
+
+    vision_tokenizer = IBQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=32,
+        vq_embed_dim=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    processor = ETTProcessor.from_parts(build_word_tokenizer([]), vision_tokenizer, image_size=8)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    features = processor(images=picture, return_codes=True, return_embeddings=True)
+    looked_up = vision_tokenizer.codes_to_embeddings(features["image_codes"]).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features["image_embeds"], looked_up.detach())
+    assert not features["image_embeds"].requires_grad
+
+
+def test_numpy_is_returned_on_request(processor, picture):
+    features = processor(images=picture, text="<image>", return_codes=True, return_tensors="np")
+    assert isinstance(features["input_ids"], np.ndarray) and isinstance(features["image_codes"], np.ndarray)
+
+
+def test_pictures_without_text_are_asked_for_a_caption(processor, picture):
+    features = processor(images=[picture, picture])
+    question = ["describe", "the", "image", ".", "<|im_end|>", "\n"]
+    turns = ["<|im_start|>", "user", "\n", *EXPANDED, *question, "<|im_start|>", "assistant", "\n"]
+    assert [tokens(processor, features, index) for index in (0, 1)] == [turns, turns]
+
+
+def test_lists_of_pictures_without_text_make_one_question_each(processor, picture):
+    features = processor(images=[[picture, picture], [picture]])
+    assert (features["input_ids"] == processor.image_token_id).sum(1).tolist() == [12, 6]
+
+
+def test_drawing_prompts_end_with_the_image_start_token(processor):
+    features = processor.prepare_drawing(["a red circle", "a"])
+    assert tokens(processor, features, 0) == ["a", "red", "circle", "<image_start>"]
+    assert features["input_ids"][:, -1].tolist() == [processor.image_start_token_id] * 2
+
+
+def test_unknown_generation_mode(processor):
+    with pytest.raises(ValueError, match='generation_mode is \'sound\'; expected "text" or "image"'):
+        processor(text="a", generation_mode="sound")
+
+
+def test_more_placeholders_than_pictures(processor, picture):
+    with pytest.raises(ValueError, match="total 2 <image> tokens and 1 images"):
+        processor(images=picture, text="<image> <image>")
+
+
+def test_placeholder_without_pictures(processor):
+    with pytest.raises(ValueError, match="Found 1 <image> tokens in the text but no images"):
+        processor(text="<image>")
+
+
+def test_pictures_listed_under_the_wrong_text(processor, picture):
+    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 pictures"):
+        processor(images=[[picture], [picture]], text=["<image> <image>", "a"])
+
+
+def test_neither_pictures_nor_text(processor):
+    with pytest.raises(ValueError, match="at least one input"):
+        processor(images=[])
+
+
+def test_codes_without_a_vision_tokenizer(processor, picture):
+    processor.vision_tokenizer = None
+    with pytest.raises(ValueError, match=r"this processor has none; set processor.vision_tokenizer"):
+        processor(images=picture, return_codes=True)
+
+
+def test_vision_tokenizer_of_another_factor(processor, picture):
+    processor.vision_tokenizer.spatial_factor = 16
+    with pytest.raises(ValueError, match="codes of 16 pixels a side and this processor expects 8"):
+        processor(images=picture, return_codes=True)
+
+
+def test_vision_tokenizer_in_half_precision(processor, picture):
+    processor.vision_tokenizer.dtype = torch.bfloat16
+    with pytest.raises(ValueError, match=r"in torch.bfloat16, in which codes flip; call .float\(\)"):
+        processor(images=picture, return_embeddings=True)
+
+
+def test_size_that_does_not_divide_into_codes(tokenizer):
+    with pytest.raises(ValueError, match=r"20 x 20 pixels .* do not divide into codes of 8"):
+        ETTProcessor.from_parts(tokenizer, 8, image_size=20)
+
+
+def test_word_beyond_the_vocabulary_is_named(processor):
+    size = len(processor.tokenizer)
+    with pytest.raises(ValueError, match=f"The word 'zebra' is beyond this model's vocabulary of {size} words"):
+        processor.prepare_drawing("a red zebra")
+
+
+def test_several_words_beyond_the_vocabulary_are_named(processor):
+    with pytest.raises(ValueError, match="The words 'zebra' and 'yak' are beyond"):
+        processor(text=["a zebra", "a yak"])
+
+
+def test_vocabulary_of_a_subword_tokenizer_is_open():
+    ETTProcessor.from_parts(byte_tokenizer(), 8, image_size=16).check_vocabulary("any zebra")
+
+
+def test_chat_template_takes_strings_and_parts_over_several_turns(processor):
+    messages = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "what color?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red."}]},
+    ]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<|im_start|>system\na<|im_end|>\n<|im_start|>user\n<image><image>what color?<|im_end|>\n"
+        "<|im_start|>assistant\nred.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_chat_with_pictures_is_tokenized_in_one_call(processor, picture):
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what color is it?"}]
+    features = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"return_codes": True},
+    )
+    assert features["image_codes"].shape == (1, 2, 3)
+    assert (features["input_ids"] == processor.image_token_id).sum() == 6
+
+
+def test_chat_template_without_chatml_tokens():
+    processor = ETTProcessor.from_parts(byte_tokenizer(), 8, image_size=16)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == "user: <image>hi\nassistant: "
+
+
+def test_vision_tokens_of_the_text_tokenizer_are_used():
+    tokenizer = byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|im_start|>", "<|im_end|>")
+    size = len(tokenizer)
+    processor = ETTProcessor.from_parts(tokenizer, 8, image_size=8)
+    assert len(tokenizer) == size and processor.image_token == "<|image_pad|>"
+    ids = processor(images=Image.new("RGB", (8, 8)), text="<|image_pad|>")["input_ids"][0].tolist()
+    assert ids == [processor.image_start_token_id, processor.image_token_id, processor.image_end_token_id]
+    assert ids == tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"])
+
+
+def test_missing_image_tokens_are_added_beside_the_special_tokens_there_are():
+    tokenizer = byte_tokenizer("<extra>")
+    processor = ETTProcessor.from_parts(tokenizer, 8, image_size=8)
+    assert len(tokenizer) == 256 + 5 and "<extra>" in tokenizer.all_special_tokens
+    assert processor.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
+
+
+def test_tokenizer_without_image_tokens_is_refused_by_the_constructor():
+    with pytest.raises(
+        ValueError, match=r"no token <image>, <image_start>, <image_end>; ETTProcessor.from_parts adds"
+    ):
+        ETTProcessor(ETTImageProcessor(), byte_tokenizer())
+
+
+def test_saved_folder_holds_everything_but_the_vision_tokenizer(processor, tmp_path):
+    processor.caption_prompt = "what color is it?"
+    processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "processor_config.json").read_text())
+    assert "vision_tokenizer" not in config and processor.vision_tokenizer is not None
+    assert {key: config[key] for key in ("spatial_factor", "image_token", "image_start_token", "image_end_token")} == {
+        "spatial_factor": 8,
+        "image_token": "<image>",
+        "image_start_token": "<image_start>",
+        "image_end_token": "<image_end>",
+    }
+    assert config["image_processor"]["size"] == {"height": 16, "width": 24}
+
+
+def test_auto_processor_restores_the_processor(processor, picture, tmp_path):
+    processor.caption_prompt = "what color is it?"
+    processor.chat_template = processor.chat_template.replace("assistant", "system")
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, ETTProcessor) and loaded.vision_tokenizer is None
+    expected, actual = processor(images=picture), loaded(images=picture)
+    assert expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_post_processing_gives_texts_and_pictures(processor):
+    ids = processor(text=["a red circle<|im_end|>", "a"])["input_ids"]
+    assert processor.post_process_image_text_to_text(ids) == ["a red circle", "a"]
+    assert processor.post_process_multimodal_output(ids, generation_mode="text") == ["a red circle", "a"]
+    (drawn,) = processor.post_process_multimodal_output(torch.ones(1, 3, 4, 6), generation_mode="image")
+    assert drawn.size == (6, 4) and drawn.getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="generation_mode=audio"):
+        processor.post_process_multimodal_output(ids, generation_mode="audio")
