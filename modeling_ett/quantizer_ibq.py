@@ -96,8 +96,9 @@ class IBQQuantizer(nn.Module):
             return_losses (`bool`): Whether to compute the quantization and entropy losses.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            table = self.codebook().float()
-            tokens = latents.permute(0, 2, 3, 1).float()
+            precision = torch.promote_types(latents.dtype, torch.float32)
+            table = self.codebook().to(precision)
+            tokens = latents.permute(0, 2, 3, 1).to(precision)
             if self.l2_normalize:
                 tokens = F.normalize(tokens, dim=-1)
             logits = tokens @ table.T
