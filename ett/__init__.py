@@ -34,7 +34,10 @@ __all__ = list(_ROOM_OF)
 def __getattr__(name: str):
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(room(_ROOM_OF[name]), name)
+    module = room(_ROOM_OF[name])
+    if module.__name__.startswith(("modeling_ett", "processing_ett")):
+        registration.register()
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -1,14 +1,15 @@
 """Makes transformers know ETT without loading transformers, or torch, before anyone uses them.
 
-The Auto classes take classes, and a model's class costs an import of torch. But transformers finds its own models lazily:
-from tables of names, and then from the module `transformers.models.<model type>`. ETT does the same in two steps:
+The Auto classes take classes, and a model's class costs an import of torch. But transformers finds its own models
+lazily: from tables of names, and then from the module `transformers.models.<model type>`. ETT does so in two steps:
 
-1. `prepare` waits until transformers loads its tables (`transformers.models.auto.auto_mappings`, plain data), then adds
-   ETT's three names to them and lets this module stand for `transformers.models.ett`.
+1. `prepare` waits until transformers loads its tables (`transformers.models.auto.auto_mappings`, plain data), then
+   adds ETT's three names to them and lets this module stand for `transformers.models.ett`.
 2. When transformers asks for one of ETT's classes, `register` enters all of them with the public `Auto*.register`
    functions, and the pipelines too.
 
 Whoever imports ETT's model directly sets off `register` as well, so the Auto classes know every ETT model that exists.
+Where the Auto classes are loaded already, and torch with them, there is nothing to wait for.
 """
 
 import sys
@@ -18,8 +19,12 @@ from types import ModuleType
 
 from .rooms import room
 
+_AUTO = "transformers.models.auto.configuration_auto"
 _TABLES = "transformers.models.auto.auto_mappings"
 _MODEL = "modeling_ett.modeling_ett"
+
+# One class serves both; transformers asks for torchvision first, and warns where there is none.
+_BACKENDS = ("torchvision", "pil")
 
 
 class _AfterImport(MetaPathFinder):
@@ -47,23 +52,19 @@ class _AfterImport(MetaPathFinder):
         return spec
 
 
-def _after_import(name: str, action: Callable[[ModuleType], None]):
-    if name in sys.modules:
-        action(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _AfterImport(name, action))
-
-
 def prepare():
     """Called once by `import ett`."""
-    _after_import(_TABLES, _add_names)
-    _after_import(_MODEL, lambda module: register())
+    if _AUTO in sys.modules or _MODEL in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _AfterImport(_TABLES, _add_names))
+        sys.meta_path.insert(0, _AfterImport(_MODEL, lambda module: register()))
 
 
 def _add_names(tables: ModuleType):
     tables.CONFIG_MAPPING_NAMES["ett"] = "ETTConfig"
     tables.PROCESSOR_MAPPING_NAMES["ett"] = "ETTProcessor"
-    tables.IMAGE_PROCESSOR_MAPPING_NAMES["ett"] = {"torchvision": "ETTImageProcessor"}
+    tables.IMAGE_PROCESSOR_MAPPING_NAMES["ett"] = dict.fromkeys(_BACKENDS, "ETTImageProcessor")
     sys.modules["transformers.models.ett"] = sys.modules[__name__]
 
 
@@ -90,7 +91,7 @@ def register():
         auto_class.register(config, models.ETTForConditionalGeneration, exist_ok=True)
     transformers.AutoProcessor.register(config, processing.ETTProcessor, exist_ok=True)
     transformers.AutoImageProcessor.register(
-        config, image_processor_classes={"torchvision": processing.ETTImageProcessor}, exist_ok=True
+        config, image_processor_classes=dict.fromkeys(_BACKENDS, processing.ETTImageProcessor), exist_ok=True
     )
     room("processing_ett.pipeline_ett").register_pipelines()
 

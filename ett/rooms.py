@@ -23,8 +23,8 @@ def room(name: str) -> ModuleType:
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != expected:
         found = "nothing" if spec is None else spec.origin or ", ".join(spec.submodule_search_locations or ["no file"])
         raise HiddenRoomError(
-            f"ETT needs its own package {top!r} ({expected.parent}), but Python finds {found} first; rename that one, or "
-            "start Python from another folder."
+            f"ETT needs its own package {top!r} ({expected.parent}), but Python finds {found} first; rename that one, "
+            "or start Python from another folder."
         )
     return importlib.import_module(name)
 

@@ -1,0 +1,165 @@
+"""The `ett` command. It parses, prints and turns errors into sentences; the work is done in the rooms."""
+
+import functools
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .rooms import room
+
+app = typer.Typer(
+    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe pictures, draw them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_EXPECTED = (ValueError, OSError, ImportError)
+
+
+def _command(function: Callable) -> Callable:
+    """Registers a command whose errors are one sentence on stderr; the traceback is for `ett --debug`."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            again = " Run the same command again to go on." if function.__name__ in ("demo", "train") else ""
+            typer.echo(f"Interrupted.{again}", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if _options["debug"]:
+                raise
+            sentence = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, _EXPECTED):
+                sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows where)"
+            typer.echo(f"ett: {sentence}", err=True)
+            raise typer.Exit(1) from None
+
+    return app.command()(run)
+
+
+_options = {"debug": False}
+
+Image = Annotated[str, typer.Argument(help="Image file.", show_default=False)]
+ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
+Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all messages.")] = False,
+):
+    _options["debug"] = debug
+    if not debug:
+        # Read by the libraries when they are imported; warnings and bars would stand between a user and an answer.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        if context.invoked_subcommand != "push":
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@_command
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps of every stage: shows that all works.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Where models and report go.")] = Path(),
+    resume: Resume = True,
+):
+    """Train tokenizer, chat and drawing model at miniature scale, evaluate them, write report/index.html."""
+    room("ett.demo").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
+
+
+@_command
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where the model goes; else as the recipe says.")] = None,
+    resume: Resume = True,
+):
+    """Run one stage of training from a recipe."""
+    overrides = overrides or []
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"The override {override!r} has no value; expected key=value.")
+    room("train").run_recipe(recipe=recipe, overrides=overrides, output_dir=output_dir, resume=resume)
+
+
+@_command
+def caption(image: Image, model: ChatModel = "ett-chat"):
+    """Describe a picture."""
+    typer.echo(room("ett.inference").caption(image, model))
+
+
+@_command
+def ask(
+    image: Image,
+    question: Annotated[str, typer.Argument(help="Question about the picture.", show_default=False)],
+    model: ChatModel = "ett-chat",
+):
+    """Answer a question about a picture."""
+    typer.echo(room("ett.inference").ask(image, question, model))
+
+
+@_command
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that draws.")] = "ett-gen",
+    output: Output = Path("drawing.png"),
+    count: Annotated[int, typer.Option("-n", min=1, max=64, help="Pictures; a number is added to the name.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Else a new one, which is printed.", show_default=False)
+    ] = None,
+    guidance_scale: Annotated[float, typer.Option(min=1, help="How closely to follow the prompt.")] = 3.0,
+    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 more varied.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k best codes.", show_default=False)] = None,
+    top_p: Annotated[float, typer.Option(help="Sample from the codes that make up this probability.")] = 1.0,
+):
+    """Draw a picture."""
+    inference = room("ett.inference")
+    output = inference.check_image_path(output)
+    seed = random.randrange(2**31) if seed is None else seed
+    pictures = inference.draw(prompt, model, count, seed, guidance_scale, temperature, top_k, top_p)
+    for number, picture in enumerate(pictures, start=1):
+        path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
+        inference.save_image(picture, path)
+        typer.echo(f"Wrote {path} (seed {seed + number - 1}).")
+
+
+@_command
+def reconstruct(
+    image: Image,
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
+    output: Output = Path("reconstruction.png"),
+):
+    """Turn a picture into codes and back."""
+    inference = room("ett.inference")
+    output = inference.check_image_path(output)
+    picture, psnr = inference.reconstruct(image, model)
+    inference.save_image(picture, output)
+    typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
+
+
+@_command
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+):
+    """Upload a model's folder to the Hugging Face Hub."""
+    typer.echo(f"Uploaded: {room('hub_cards').push_folder(folder, repo, private=private)}")
+
+
+def main():
+    """Entry point of the console command."""
+    app(prog_name="ett")
+
+
+__all__ = ["app", "main"]

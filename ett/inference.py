@@ -1,0 +1,236 @@
+"""Loading a model from a folder or the Hub, and the four things that the command line does with one."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .rooms import room
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+
+
+class ModelError(ValueError):
+    """A model that is missing, or of a kind that cannot do what was asked."""
+
+
+def model_kind(model: str) -> str:
+    """`"ett"`, `"IBQModel"`, or whatever else the `config.json` of a folder or a Hub repository says that it is.
+
+    Raises:
+        ModelError: There is no such folder and no such repository, or it holds no readable `config.json`.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        path = folder / "config.json"
+        if not path.is_file():
+            holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+            raise ModelError(f"{model} is not a model's folder: it has no config.json (it holds {holds}).")
+    elif folder.exists():
+        raise ModelError(f"{model} is a file; expected a model's folder.")
+    else:
+        path = _fetch_config(model)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"The config.json of {model} is not valid JSON ({error}).") from error
+    kind = (config.get("model_type") or config.get("_class_name")) if isinstance(config, dict) else None
+    return str(kind or "unknown")
+
+
+def _fetch_config(model: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except (OSError, ValueError, HTTPError) as error:
+        raise ModelError(
+            f"There is no folder {model} here, and no model of that name could be had from the Hugging Face Hub; "
+            "train one with `ett demo`, or name another with --model."
+        ) from error
+
+
+def _load(loader: Any, model: str) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return loader.from_pretrained(model)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ModelError(
+            f"{model} is incomplete or damaged: its {loader.__name__} could not be loaded ({error})."
+        ) from error
+
+
+def load_ett(model: str, draws: bool = False) -> tuple[Any, Any]:
+    """Loads an ETT model, on the GPU where there is one, and its processor.
+
+    Args:
+        model: Folder or Hub repository.
+        draws: Whether it has to have a visual head.
+
+    Returns:
+        The `ETTForConditionalGeneration`, in evaluation mode, and the `ETTProcessor`.
+
+    Raises:
+        ModelError: It is another kind of model, it cannot draw and has to, or its files are damaged.
+    """
+    kind = model_kind(model)
+    if kind == "IBQModel":
+        raise ModelError(
+            f"{model} is an IBQ tokenizer: it has no language model and only reconstructs pictures (ett reconstruct); "
+            f"name an ETT model such as {'ett-gen' if draws else 'ett-chat'} with --model."
+        )
+    if kind != "ett":
+        raise ModelError(f"{model} is a model of type {kind!r}; expected an ETT model (model_type 'ett').")
+    config = _load(room("modeling_ett.configuration_ett").ETTConfig, model)
+    if draws and not config.visual_head:
+        raise ModelError(
+            f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
+            "ett-gen with --model."
+        )
+    processor = _load(room("processing_ett").ETTProcessor, model)
+    loaded = _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model)
+    return loaded.to(_device()).eval(), processor
+
+
+def load_tokenizer(model: str) -> tuple[Any, Any]:
+    """Loads an IBQ tokenizer, by itself or out of an ETT model, and the image processor beside it.
+
+    Returns:
+        The `IBQModel`, in evaluation mode, and the `ETTImageProcessor`.
+
+    Raises:
+        ModelError: It is another kind of model, or its files are damaged.
+    """
+    kind = model_kind(model)
+    if kind == "ett":
+        loaded, processor = load_ett(model)
+        return loaded.model.vision_tokenizer, processor.image_processor
+    if kind != "IBQModel":
+        raise ModelError(f"{model} is a model of type {kind!r}; expected an IBQ tokenizer or an ETT model.")
+    image_processor = _load(room("processing_ett").ETTImageProcessor, model)
+    tokenizer = _load(room("modeling_ett.modeling_ibq").IBQModel, model)
+    return tokenizer.to(_device()).eval(), image_processor
+
+
+def caption(image: str, model: str, max_new_tokens: int = 64) -> str:
+    """Describes a picture in words."""
+    picture = room("processing_ett").load_image(image)
+    return _answer(picture, None, model, max_new_tokens)
+
+
+def ask(image: str, question: str, model: str, max_new_tokens: int = 64) -> str:
+    """Answers a question about a picture."""
+    if not question.strip():
+        raise ValueError("The question is empty; ask something about the picture.")
+    picture = room("processing_ett").load_image(image)
+    return _answer(picture, question, model, max_new_tokens)
+
+
+def draw(
+    prompt: str,
+    model: str,
+    count: int = 1,
+    seed: int = 0,
+    guidance_scale: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> list["Image.Image"]:
+    """Draws `count` pictures; picture i depends on `seed + i` alone, however many are drawn with it."""
+    import torch
+
+    if not prompt.strip():
+        raise ValueError("The prompt is empty; say what to draw.")
+    loaded, processor = load_ett(model, draws=True)
+    inputs = processor(text=[prompt] * count, generation_mode="image").to(loaded.device)
+    generators = [torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)]
+    codes = loaded.generate(
+        **inputs,
+        generation_mode="image",
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=generators,
+    )
+    return processor.post_process_images(loaded.decode_image_tokens(codes))
+
+
+def reconstruct(image: str, model: str) -> tuple["Image.Image", float]:
+    """Encodes a picture to codes and decodes it again.
+
+    Returns:
+        The reconstruction, and its PSNR in dB against the picture as the tokenizer saw it (resized and cropped).
+    """
+    import torch
+
+    picture = room("processing_ett").load_image(image)
+    tokenizer, image_processor = load_tokenizer(model)
+    pixels = image_processor(picture, return_tensors="pt")["pixel_values"].to(tokenizer.device, tokenizer.dtype)
+    with torch.no_grad():
+        codes = tokenizer.quantize(tokenizer.encode(pixels).latents).codes
+        decoded = tokenizer.decode_codes(codes).sample.clamp(-1, 1)
+    mean_squared_error = (decoded - pixels).float().square().mean()
+    psnr = 10 * torch.log10(4 / mean_squared_error)
+    return image_processor.post_process(decoded)[0], psnr.item()
+
+
+def check_image_path(path: str | os.PathLike) -> Path:
+    """A path that a picture may be written to.
+
+    Raises:
+        ValueError: Its suffix is not a picture's, or it is a folder, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path} has no image's suffix; expected one of {', '.join(IMAGE_SUFFIXES)}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the image file to write.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path.name} into.")
+    return path
+
+
+def save_image(picture: "Image.Image", path: Path):
+    """Writes a picture under a temporary name first, so that an interruption leaves no half of one."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    picture.save(temporary)
+    temporary.replace(path)
+
+
+def _answer(picture: "Image.Image", question: str | None, model: str, max_new_tokens: int) -> str:
+    loaded, processor = load_ett(model)
+    text = None
+    if question is not None:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=picture, text=text).to(loaded.device)
+    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])[0].strip()
+
+
+def _device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ModelError",
+    "ask",
+    "caption",
+    "check_image_path",
+    "draw",
+    "load_ett",
+    "load_tokenizer",
+    "model_kind",
+    "reconstruct",
+    "save_image",
+]
