@@ -1,0 +1,107 @@
+"""What the measurements share: batches, pictures as tensors and back, prompts, a model held in evaluation mode."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import BatchEncoding
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from processing_ett import ETTProcessor
+from scenes_ett import Scene
+
+Item = TypeVar("Item")
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`; the last may be shorter. Raises `ValueError` for a size below 1."""
+    if size < 1:
+        raise ValueError(f"batch_size is {size}; expected at least 1.")
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the module is in the mode that it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def to_pixels(picture: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
+    """A picture as float32 `(3, H, W)` in `[-1, 1]`; a tensor is expected to be that already.
+
+    Raises:
+        ValueError: A tensor is not of three channels.
+    """
+    if isinstance(picture, torch.Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise ValueError(f"A picture has shape {tuple(picture.shape)}; expected (3, H, W) with values in [-1, 1].")
+        return picture.float()
+    image = picture.render() if isinstance(picture, Scene) else picture.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """Pixels `(3, H, W)` in `[-1, 1]`, clamped, to a picture of 8 bits a channel."""
+    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def encode(
+    model: ETTForConditionalGeneration, processor: ETTProcessor, images: list[Image.Image], batch_size: int
+) -> torch.LongTensor:
+    """The codes `(N, h, w)` that the model's own tokenizer gives to N images: made once, read by many prompts."""
+    codes = []
+    with evaluating(model):
+        for batch in batches(images, batch_size):
+            pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+            codes.append(model.model.quantize_pixels(pixels.to(model.device)).codes)
+    return torch.cat(codes)
+
+
+def picture_prompt(processor: ETTProcessor, text: str) -> str:
+    """A user's turn that asks `text` of one picture, up to the answer, with a placeholder for each code."""
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return prompt.replace(processor.image_token, processor.image_placeholder())
+
+
+def tokenize(processor: ETTProcessor, prompts: list[str]) -> BatchEncoding:
+    """Prompts that hold a placeholder for each code, padded on the left; the processor itself would ask for pictures."""
+    return processor.tokenizer(prompts, padding=True, return_token_type_ids=False, return_tensors="pt")
+
+
+def answer(
+    model: ETTForConditionalGeneration,
+    processor: ETTProcessor,
+    prompts: list[str],
+    image_codes: torch.LongTensor,
+    max_new_tokens: int,
+) -> list[str]:
+    """What the model answers, greedily, to prompts with one picture each, of codes `(len(prompts), h, w)`."""
+    inputs = tokenize(processor, prompts).to(model.device)
+    tokens = model.generate(
+        **inputs,
+        image_codes=image_codes,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
+    texts = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
+    return [text.strip() for text in texts]
+
+
+__all__ = ["answer", "batches", "encode", "evaluating", "picture_prompt", "to_image", "to_pixels", "tokenize"]

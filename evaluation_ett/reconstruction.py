@@ -1,0 +1,137 @@
+"""How much of a picture survives its way through codes.
+
+- PSNR and SSIM are means over pictures, of values in [0, 1] after clamping, without rounding to 8 bits.
+- Codebook usage and perplexity are over the codes of all pictures together.
+- Of scenes, the detector reads original and reconstruction alike: what it misses in both is the detector's fault.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from PIL import Image
+from torchmetrics.functional.image import structural_similarity_index_measure
+from tqdm.auto import tqdm
+
+from modeling_ett.modeling_ibq import IBQModel
+from scenes_ett import Scene
+from scenes_ett.detector import detect
+
+from .common import batches, evaluating, to_image, to_pixels
+
+Picture = Scene | Image.Image | torch.Tensor
+
+
+def encode_decode(tokenizer: IBQModel, pixels: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
+    """Pixels `(B, 3, H, W)` in `[-1, 1]` to their codes `(B, h, w)` and the codes' pictures, clamped to `[-1, 1]`."""
+    codes = tokenizer.quantize(tokenizer.encode(pixels).latents, return_losses=False).codes
+    return codes, tokenizer.decode_codes(codes).sample.clamp(-1, 1)
+
+
+def reconstruct(tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 32) -> list[Image.Image]:
+    """What the tokenizer makes of each picture; pictures as [`evaluate_reconstruction`] takes them."""
+    images = []
+    with evaluating(tokenizer):
+        for batch in batches(pictures, batch_size):
+            images += map(to_image, encode_decode(tokenizer, _stack(batch, tokenizer))[1])
+    return images
+
+
+def evaluate_reconstruction(
+    tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 32, progress: bool = True
+) -> dict[str, float]:
+    """
+    Args:
+        tokenizer ([`IBQModel`]): The tokenizer.
+        pictures: Scenes, PIL images or tensors of shape `(3, H, W)` in `[-1, 1]`, all of one size, one or more.
+
+    Returns:
+        `images`, `psnr` in dB (at most 100), `ssim`, `codebook_usage` (share of all codes that occur), `perplexity` of
+        the codes, and `background_shift` (mean distance, a channel, between the median colours of the outermost pixels,
+        in 0..255). For scenes also the share of shapes read right in place, colour and kind, `shapes_read`, and that of
+        texts, `texts_read`, with `shapes_read_original` and `texts_read_original` for comparison (`None` without any).
+
+    Raises:
+        ValueError: There is no picture, or sizes differ or do not fit the tokenizer.
+    """
+    psnr, ssim, shift = [], [], []
+    usage = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
+    reading = _Reading()
+    bar = tqdm(desc="Reconstruction", unit=" pictures", disable=not progress, total=_length(pictures))
+    with evaluating(tokenizer), bar:
+        for batch in batches(pictures, batch_size):
+            originals = _stack(batch, tokenizer)
+            codes, reconstructions = encode_decode(tokenizer, originals)
+            usage += torch.bincount(codes.flatten().cpu(), minlength=len(usage))
+            originals, reconstructions = (originals.clamp(-1, 1) + 1) / 2, (reconstructions + 1) / 2
+            error = (originals - reconstructions).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+            psnr.append(-10 * error.log10())
+            # In float32 the variance of an even background is lost to rounding.
+            pair = reconstructions.double(), originals.double()
+            ssim.append(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"))
+            shift.append(255 * (_border_colour(originals) - _border_colour(reconstructions)).abs().mean(dim=1))
+            for picture, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
+                if isinstance(picture, Scene):
+                    reading.add(picture, original, reconstruction)
+            bar.update(len(batch))
+    if not psnr:
+        raise ValueError("There is no picture to reconstruct; give at least one.")
+    frequency = usage[usage > 0] / usage.sum()
+    return {
+        "images": sum(map(len, psnr)),
+        "psnr": torch.cat(psnr).mean().item(),
+        "ssim": torch.cat(ssim).mean().item(),
+        "codebook_usage": (usage > 0).float().mean().item(),
+        "perplexity": torch.exp(-(frequency * frequency.log()).sum()).item(),
+        "background_shift": torch.cat(shift).mean().item(),
+        **reading.shares(),
+    }
+
+
+class _Reading:
+    """Counts what the detector reads right in scenes and in their reconstructions."""
+
+    def __init__(self):
+        self.scenes = 0
+        self.total = {"shapes": 0, "texts": 0}
+        self.right = dict.fromkeys(("shapes_read", "shapes_read_original", "texts_read", "texts_read_original"), 0)
+
+    def add(self, scene: Scene, original: torch.Tensor, reconstruction: torch.Tensor):
+        self.scenes += 1
+        self.total["shapes"] += len(scene.shapes)
+        self.total["texts"] += scene.text is not None
+        truth = {(shape.place, shape.color, shape.shape) for shape in scene.shapes}
+        for suffix, pixels in (("", reconstruction), ("_original", original)):
+            seen = detect(pixels.permute(1, 2, 0).cpu().numpy())
+            found = {(shape.place, shape.color, shape.shape) for shape in seen.shapes}
+            self.right[f"shapes_read{suffix}"] += len(truth & found)
+            self.right[f"texts_read{suffix}"] += scene.text is not None and seen.text == scene.text
+
+    def shares(self) -> dict[str, float | None]:
+        if not self.scenes:
+            return {}
+        totals = {name: self.total[name.split("_")[0]] for name in self.right}
+        return {name: right / totals[name] if totals[name] else None for name, right in self.right.items()}
+
+
+def _stack(batch: list[Picture], tokenizer: IBQModel) -> torch.Tensor:
+    pixels = [to_pixels(picture) for picture in batch]
+    sizes = sorted({tuple(picture.shape[1:]) for picture in pixels})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Pictures of different sizes (height, width) came together: {sizes}; bring all to one size first, for "
+            "instance with ETTImageProcessor."
+        )
+    return torch.stack(pixels).to(tokenizer.device, tokenizer.dtype)
+
+
+def _border_colour(pixels: torch.Tensor) -> torch.Tensor:
+    """Median colours `(B, 3)` of the outermost pixels of `(B, 3, H, W)`."""
+    border = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[:, :, :, 0], pixels[:, :, :, -1]], dim=-1)
+    return border.median(dim=-1).values
+
+
+def _length(pictures: Iterable[Picture]) -> int | None:
+    return len(pictures) if hasattr(pictures, "__len__") else None
+
+
+__all__ = ["evaluate_reconstruction", "reconstruct"]

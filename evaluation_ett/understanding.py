@@ -1,0 +1,196 @@
+"""How well a model answers questions about scenes and describes them.
+
+- Answers are greedy and count only when they equal the truth; case and a final full stop do not matter.
+- Each picture is turned into codes once; all its questions share them.
+- With the same scenes and seed every model is asked the same questions in the same order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from processing_ett import ETTProcessor
+from scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, caption, parse_caption, questions
+
+from .common import answer, batches, encode, evaluating, picture_prompt, tokenize
+
+MAX_ANSWER_TOKENS = 8
+MAX_CAPTION_TOKENS = 96
+
+
+def choose_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+    """At most `count` of the scene's questions, as many types among them as there can be, at random otherwise."""
+    asked = questions(scene, rng)
+    asked = [asked[index] for index in rng.permutation(len(asked))]
+    turns, taken = dict.fromkeys(QUESTION_TYPES, 0), []
+    for question in asked:
+        taken.append((turns[question.type], len(taken), question))
+        turns[question.type] += 1
+    return [question for _, _, question in sorted(taken, key=lambda entry: entry[:2])[:count]]
+
+
+def evaluate_questions(
+    model: ETTForConditionalGeneration,
+    processor: ETTProcessor,
+    scenes: Sequence[Scene],
+    questions_per_scene: int = 6,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Args:
+        scenes: Held-out scenes, such as `Scenes(seed, "test", 500)`.
+        questions_per_scene (`int`): At most; every type that a scene allows comes once before any comes twice.
+        seed (`int`): Chooses questions and their wording.
+
+    Returns:
+        `types`: {type: `accuracy` and `chance` in 0..1, `correct` and `count`}, for the types that were asked;
+        `mean` and `chance`, the unweighted means over these types; `scenes` and `seed`; `answers`, normalized, one a
+        question; `examples`: of each type the first question answered rightly and the first answered wrongly, each with
+        `index` (into `answers`), `type`, `question`, `truth`, `answer`, `correct` and `image` (PIL).
+
+    Raises:
+        ValueError: There is no scene.
+    """
+    _require(scenes)
+    images = [scene.render() for scene in scenes]
+    codes = encode(model, processor, images, batch_size)
+    asked = [
+        (number, question)
+        for number, scene in enumerate(scenes)
+        for question in choose_questions(scene, questions_per_scene, np.random.default_rng([seed, number]))
+    ]
+    answers: list[str] = []
+    with evaluating(model), tqdm(desc="Questions", unit=" questions", disable=not progress, total=len(asked)) as bar:
+        for batch in batches(asked, batch_size):
+            prompts = [picture_prompt(processor, question.question) for _, question in batch]
+            said = answer(model, processor, prompts, codes[[number for number, _ in batch]], MAX_ANSWER_TOKENS)
+            answers += map(normalize, said)
+            bar.update(len(batch))
+
+    types = {name: {"accuracy": 0.0, "correct": 0, "count": 0, "chance": CHANCE[name]} for name in QUESTION_TYPES}
+    examples: dict[tuple[str, bool], dict[str, Any]] = {}
+    for index, ((number, question), said) in enumerate(zip(asked, answers, strict=True)):
+        correct = said == normalize(question.answer)
+        types[question.type]["count"] += 1
+        types[question.type]["correct"] += correct
+        example = {"index": index, "type": question.type, "question": question.question, "truth": question.answer}
+        example |= {"answer": said, "correct": correct, "image": images[number]}
+        examples.setdefault((question.type, correct), example)
+    types = {name: score for name, score in types.items() if score["count"]}
+    for score in types.values():
+        score["accuracy"] = score["correct"] / score["count"]
+    shown = [examples.get((name, correct)) for name in types for correct in (True, False)]
+    return {
+        "types": types,
+        "mean": sum(score["accuracy"] for score in types.values()) / len(types),
+        "chance": sum(score["chance"] for score in types.values()) / len(types),
+        "scenes": len(scenes),
+        "seed": seed,
+        "answers": answers,
+        "examples": [example for example in shown if example is not None],
+    }
+
+
+def evaluate_captions(
+    model: ETTForConditionalGeneration,
+    processor: ETTProcessor,
+    scenes: Sequence[Scene],
+    batch_size: int = 64,
+    seed: int = 0,
+    examples: int = 6,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """
+    Args:
+        scenes: Held-out scenes, such as `Scenes(seed, "test", 500)`.
+        seed (`int`): Chooses the captions' wording.
+        examples (`int`): How many of the first scenes to describe.
+
+    Returns:
+        `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
+        prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes` and `seed`;
+        `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is there) and `image`
+        (PIL).
+
+    Raises:
+        ValueError: There is no scene.
+    """
+    _require(scenes)
+    images = [scene.render() for scene in scenes]
+    codes = encode(model, processor, images, batch_size)
+    captions = [caption(scene, np.random.default_rng([seed, number])) for number, scene in enumerate(scenes)]
+    prompt = picture_prompt(processor, processor.caption_prompt)
+    loss, tokens = 0.0, 0
+    with evaluating(model):
+        with tqdm(desc="Captions", unit=" captions", disable=not progress, total=len(captions)) as bar:
+            for batch in batches(range(len(captions)), batch_size):
+                texts = [captions[number] for number in batch]
+                batch_loss, batch_tokens = caption_loss(model, processor, prompt, texts, codes[batch])
+                loss, tokens = loss + batch_loss, tokens + batch_tokens
+                bar.update(len(batch))
+        said = []
+        for batch in batches(range(min(examples, len(captions))), batch_size):
+            said += answer(model, processor, [prompt] * len(batch), codes[batch], MAX_CAPTION_TOKENS)
+    return {
+        "loss": loss / tokens,
+        "tokens": tokens,
+        "scenes": len(scenes),
+        "seed": seed,
+        "examples": [
+            {
+                "caption": text,
+                "truth": truth,
+                "correct": parse_caption(text) == (scene.shapes, scene.text),
+                "image": image,
+            }
+            for text, truth, scene, image in zip(said, captions, scenes, images, strict=False)
+        ],
+    }
+
+
+def caption_loss(
+    model: ETTForConditionalGeneration,
+    processor: ETTProcessor,
+    prompt: str,
+    captions: list[str],
+    image_codes: torch.LongTensor,
+) -> tuple[float, int]:
+    """Summed cross-entropy of the captions' tokens after `prompt`, and the tokens' number; end tokens count."""
+    tokenizer = processor.tokenizer
+    before = tokenize(processor, [prompt] * len(captions))
+    after = tokenizer(
+        [text + tokenizer.eos_token for text in captions],
+        add_special_tokens=False,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    targets = after["input_ids"].masked_fill(after["attention_mask"] == 0, -100).to(model.device)
+    logits = model(
+        input_ids=torch.cat([before["input_ids"], after["input_ids"]], dim=1).to(model.device),
+        attention_mask=torch.cat([before["attention_mask"], after["attention_mask"]], dim=1).to(model.device),
+        image_codes=image_codes,
+        logits_to_keep=targets.shape[1] + 1,
+    ).logits[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return loss.item(), int((targets != -100).sum())
+
+
+def normalize(text: str) -> str:
+    """An answer without case, space around it and a final full stop."""
+    return text.strip().removesuffix(".").strip().lower()
+
+
+def _require(scenes: Sequence[Scene]):
+    if not len(scenes):
+        raise ValueError("There is no scene to ask about; give at least one.")
+
+
+__all__ = ["caption_loss", "choose_questions", "evaluate_captions", "evaluate_questions", "normalize"]

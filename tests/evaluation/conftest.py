@@ -1,0 +1,134 @@
+"""A tiny model that can be asked and can draw, with its processor; and results as the demo would hand them over."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTProcessor, build_word_tokenizer
+from scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES, Scenes, vocabulary
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    torch.manual_seed(0)
+    return IBQModel(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=16,
+        vq_embed_dim=8,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        patch_size=2,
+        l2_normalize=True,
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer):
+    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary()), tokenizer, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer, processor):
+    torch.manual_seed(0)
+    language_model = Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=32,
+            vocab_size=len(processor.tokenizer),
+        )
+    )
+    return ETTForConditionalGeneration.from_parts(
+        language_model,
+        tokenizer,
+        image_token_id=processor.image_token_id,
+        image_start_token_id=processor.image_start_token_id,
+        image_end_token_id=processor.image_end_token_id,
+        image_size=64,
+        visual_head=True,
+    ).eval()
+
+
+@pytest.fixture
+def results():
+    """Results of a full run, with pictures, as `write_report` documents them."""
+    image = Scenes(0, "test")[0].render()
+
+    def understanding(accuracy, answer, examples=()):
+        score = {"accuracy": accuracy, "correct": 3, "count": 4}
+        types = {name: {**score, "chance": CHANCE[name]} for name in QUESTION_TYPES}
+        means = {"mean": accuracy, "chance": float(np.mean(list(CHANCE.values())))}
+        return {"types": types, **means, "scenes": 4, "seed": 0, "answers": [answer], "examples": list(examples)}
+
+    def captions(loss):
+        example = {"caption": "top a small red ring.", "truth": "a <b>true</b> one.", "correct": False, "image": image}
+        return {"loss": loss, "tokens": 90, "scenes": 4, "seed": 0, "examples": [example]}
+
+    def reconstruction(psnr, usage):
+        reading = {"shapes_read": 0.5, "shapes_read_original": 1.0, "texts_read": None, "texts_read_original": None}
+        codes = {"codebook_usage": usage, "perplexity": 300.0}
+        return {"images": 4, "psnr": psnr, "ssim": 0.9, "background_shift": 1.5, **codes, **reading}
+
+    question = {"index": 0, "type": "colour", "question": "what color is the ring?", "truth": "red", "answer": "blue"}
+    drawing = {
+        "prompt": "a red ring",
+        "category": "colors",
+        "correct": True,
+        "color_correct": True,
+        "reason": "as asked",
+    }
+    return {
+        "quick": False,
+        "seed": 7,
+        "seconds": 605.0,
+        "peak_memory_gb": 2.25,
+        "versions": {"torch": "2.15.0"},
+        "settings": {"alpha": 0.25},
+        "stages": [
+            {
+                "name": "semantic",
+                "title": "Stage 2",
+                "seconds": 300.0,
+                "steps": 100,
+                "parameters": 1234567,
+                "trained": ["tokenizer", "projector"],
+                "history": [
+                    {"step": 50, "caption_loss": 2.0, "learning_rate": 0.001},
+                    {"step": 100, "caption_loss": float("nan"), "lpips_loss": 0.5},
+                    {"step": 100, "caption_loss": 1.0},
+                ],
+            }
+        ],
+        "reconstruction": {
+            "before": reconstruction(24.5, 0.97),
+            "after": reconstruction(23.9, 0.625),
+            "examples": [{"original": image, "before": image, "after": image}],
+        },
+        "understanding": {
+            "frozen": understanding(0.5, "red"),
+            "tuned": understanding(0.612, "blue", [{**question, "correct": False, "image": image}]),
+        },
+        "captions": {"frozen": captions(0.375), "tuned": captions(0.25)},
+        "drawings": {
+            "categories": {name: {"accuracy": 0.34, "correct": 17, "count": 50} for name in PROMPT_CATEGORIES},
+            "mean": 0.34,
+            "color_score": 0.7,
+            "color_count": 100,
+            "images": 300,
+            "guidance_scale": 2.0,
+            "temperature": 1.0,
+            "top_k": None,
+            "top_p": 1.0,
+            "seed": 7,
+            "examples": [{**drawing, "image": image}],
+        },
+    }
