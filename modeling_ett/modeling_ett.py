@@ -129,7 +129,12 @@ class ETTModel(ETTPreTrainedModel):
         """Pixels `(num_images, 3, H, W)` in `[-1, 1]` to codes and embeddings, with losses if it learns."""
         tokenizer = self.vision_tokenizer
         learns = self.training and any(parameter.requires_grad for parameter in tokenizer.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)):
+        device_type = pixel_values.device.type
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)),
+            # Half precision flips codes; a tokenizer that learns has none to keep.
+            torch.autocast(device_type, enabled=learns and torch.is_autocast_enabled(device_type)),
+        ):
             latents = tokenizer.encode(pixel_values.to(tokenizer.dtype)).latents
             return tokenizer.quantize(latents, return_losses=learns)
 
