@@ -62,7 +62,7 @@ def make_language_model():
             "eos_token_id": 1,
         }
         config = getattr(transformers, f"{name}Config")(**{**fields, **changes})
-        return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
 
     return make
 

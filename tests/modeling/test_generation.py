@@ -1,0 +1,234 @@
+"""Text and pictures out of the model: the fast ways equal the slow ones."""
+
+import pytest
+import torch
+
+from modeling_ett.generation_ett import sample_codes
+
+PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
+PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+GREEDY = {"generation_mode": "image", "do_sample": False}
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def prompts():
+    """Three drawing prompts of unequal length, and their batch, padded on the left."""
+    rows = [[10, 11, 12, 13, IMAGE_START], [20, IMAGE_START], [30, 31, 32, IMAGE_START]]
+    longest = max(map(len, rows))
+    input_ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
+    return [torch.tensor([row]) for row in rows], {"input_ids": input_ids, "attention_mask": (input_ids > 0).long()}
+
+
+# Text
+
+
+def test_text_with_the_cache_equals_text_without(make_model, pixels):
+    model = make_model()
+    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    options = {"pixel_values": pixels, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    fast, slow = (model.generate(ids, **options, use_cache=use_cache) for use_cache in (True, False))
+    assert fast.shape == (2, 26)
+    assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("pictures", ["pixel_values", "image_codes", "image_embeds"])
+def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, pictures):
+    model = make_model()
+    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    quantized = model.model.quantize_pixels(pixels)
+    given = {
+        "pixel_values": pixels,
+        "image_codes": quantized.codes,
+        "image_embeds": quantized.embeddings.detach().flatten(2).transpose(1, 2),
+    }
+    options = {"max_new_tokens": 5, "do_sample": False}
+    expected = model.generate(ids, pixel_values=pixels, **options)
+    assert torch.equal(model.generate(ids, **{pictures: given[pictures]}, **options), expected)
+    assert not torch.equal(model.generate(ids, pixel_values=-pixels, **options), expected)
+
+
+def test_a_batch_padded_on_the_left_writes_what_each_text_alone_does(make_model, pixels):
+    model = make_model()
+    short, long = [*PICTURE, 10], [14, 15, *PICTURE, 12, 13]
+    ids = torch.tensor([[PAD] * (len(long) - len(short)) + short, long])
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    batch = model.generate(ids, attention_mask=(ids > 0).long(), pixel_values=pixels, **options)
+    for row, (text, picture) in enumerate(zip((short, long), pixels.split(1), strict=True)):
+        alone = model.generate(torch.tensor([text]), pixel_values=picture, **options)
+        assert batch[row, -6:].tolist() == alone[0, -6:].tolist()
+
+
+# Pictures
+
+
+@torch.no_grad()
+def draw_slowly(model, prompt, num_codes, guidance_scale):
+    """One picture, greedily, everything computed anew for each code: no cache, no batch, no padding."""
+    codes = []
+    for _ in range(num_codes):
+        scores = []
+        for ids in (prompt, prompt[:, -1:]):
+            embeddings = model.get_input_embeddings()(ids)
+            if codes:
+                drawn = model.model.embed_codes(torch.tensor(codes).view(1, 1, -1))
+                embeddings = torch.cat([embeddings, drawn], dim=1)
+            hidden_states = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+            scores.append(model.visual_head(hidden_states[:, -1]))
+        conditional, empty = scores
+        codes.append((empty + guidance_scale * (conditional - empty)).argmax().item())
+    return torch.tensor(codes)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("visual_embedding", ["codebook", "index"])
+def test_a_drawing_equals_the_one_computed_anew_for_each_code(make_model, prompts, guidance_scale, visual_embedding):
+    model, (rows, _) = make_model(visual_embedding=visual_embedding), prompts
+    codes = model.generate(rows[0], **GREEDY, guidance_scale=guidance_scale)
+    assert codes.shape == (1, 4, 4)
+    assert codes.unique().numel() > 2, "a drawing of one code shows nothing"
+    assert torch.equal(codes.flatten(), draw_slowly(model, rows[0], 16, guidance_scale))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_batch_of_prompts_draws_what_each_alone_does(make_model, prompts, guidance_scale):
+    model, (rows, batch) = make_model(), prompts
+    drawn = model.generate(**batch, **GREEDY, guidance_scale=guidance_scale)
+    alone = [model.generate(row, **GREEDY, guidance_scale=guidance_scale) for row in rows]
+    assert torch.equal(drawn, torch.cat(alone))
+    assert len({tuple(picture.flatten().tolist()) for picture in alone}) > 1
+
+
+def test_guidance_by_one_is_no_guidance(make_model, prompts):
+    """Just above 1 the empty prompt is computed and must not change anything; at 3 it must."""
+    model, (_, batch) = make_model(), prompts
+    plain = model.generate(**batch, **GREEDY, guidance_scale=1)
+    assert torch.equal(model.generate(**batch, **GREEDY, guidance_scale=1 + 1e-7), plain)
+    assert not torch.equal(model.generate(**batch, **GREEDY, guidance_scale=3), plain)
+
+
+def test_what_a_drawing_is_does_not_depend_on_its_neighbours_with_a_generator_each(make_model, prompts):
+    model, (rows, batch) = make_model(), prompts
+
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    drawn = model.generate(**batch, generation_mode="image", generator=generators(7, 8, 9))
+    for row, seed, picture in zip(rows, (7, 8, 9), drawn, strict=True):
+        alone = model.generate(row, generation_mode="image", generator=generators(seed))
+        assert torch.equal(alone[0], picture)
+    other = model.generate(**batch, generation_mode="image", generator=generators(1, 2, 3))
+    assert not torch.equal(other, drawn)
+
+
+def test_one_generator_draws_the_same_again(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    first, second = (
+        model.generate(**batch, generation_mode="image", generator=torch.Generator().manual_seed(4)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_drawing_scores_are_those_of_training(make_model):
+    """The code drawn greedily at each place is the best one by the code logits of a forward pass over the drawing."""
+    model = make_model()
+    prompt = torch.tensor([[10, 11, IMAGE_START]])
+    codes = model.generate(prompt, **GREEDY, guidance_scale=1)
+    ids = torch.cat([prompt, torch.full((1, 16), IMAGE)], dim=1)
+    with torch.no_grad():
+        scores = model(ids, image_codes=codes, code_labels=codes).code_logits
+    assert torch.equal(scores.argmax(-1), codes.flatten())
+
+
+def test_a_drawing_has_the_size_asked_for(make_model):
+    model = make_model()
+    codes = model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", image_size=(8, 20))
+    assert tuple(codes.shape) == (1, 2, 5)
+    pixels = model.decode_image_tokens(codes)
+    assert tuple(pixels.shape) == (1, 3, 8, 20)
+    assert -1 <= pixels.min() and pixels.max() <= 1
+
+
+def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
+    model = make_model(visual_head=False)
+    with pytest.raises(ValueError, match="no visual head .* cannot draw"):
+        model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
+    assert not hasattr(model, "visual_head")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": (10, 16)}, "image_size is 10 x 16 pixels; expected positive multiples of 4"),
+        ({"image_size": (0, 16)}, "image_size is 0 x 16 pixels"),
+        ({"temperature": 0}, "temperature 0, .*expected temperature > 0"),
+        ({"top_p": 0}, "top_p 0"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
+        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 prompts"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_an_error(make_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", **options)
+
+
+def test_a_prompt_that_does_not_end_where_pictures_start_is_an_error(make_model):
+    with pytest.raises(ValueError, match="must end with the image start token 5"):
+        make_model().generate(torch.tensor([[10, IMAGE_START], [IMAGE_START, 10]]), generation_mode="image")
+
+
+def test_an_unknown_mode_is_an_error(make_model):
+    with pytest.raises(ValueError, match='generation_mode is \'video\'; expected "text" or "image"'):
+        make_model().generate(torch.tensor([[10]]), generation_mode="video")
+
+
+# Sampling
+
+
+@pytest.fixture
+def scores():
+    return torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}], ids=str)
+def test_the_narrowest_sampling_is_the_best_code(scores, options):
+    assert torch.equal(sample_codes(scores, **options), scores.argmax(-1))
+
+
+def test_top_k_draws_the_k_best_and_all_of_them():
+    scores = torch.arange(8.0).log().repeat(2000, 1)
+    drawn = sample_codes(scores, torch.Generator().manual_seed(0), top_k=3)
+    assert drawn.unique().tolist() == [5, 6, 7]
+    torch.testing.assert_close(drawn.bincount() / 2000, torch.tensor([0, 0, 0, 0, 0, 5, 6, 7]) / 18, rtol=0, atol=0.04)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.49, [3]), (0.51, [2, 3]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])])
+def test_top_p_draws_the_smallest_set_that_reaches_it(top_p, kept):
+    scores = torch.tensor([0.10, 0.15, 0.25, 0.50]).log().repeat(500, 1)
+    assert sample_codes(scores, torch.Generator().manual_seed(0), top_p=top_p).unique().tolist() == kept
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 10_000}, {"top_p": 0.999_999}, {"temperature": 5.0}], ids=str)
+def test_even_scores_are_drawn_evenly(options):
+    drawn = sample_codes(torch.zeros(8000, 8), torch.Generator().manual_seed(0), **options)
+    torch.testing.assert_close(drawn.bincount(minlength=8) / 8000, torch.full((8,), 1 / 8), rtol=0, atol=0.015)
+
+
+def test_temperature_divides_scores():
+    scores = torch.tensor([0.0, 2.0]).repeat(4000, 1)
+    drawn = sample_codes(scores, torch.Generator().manual_seed(0), temperature=2.0)
+    assert drawn.float().mean().item() == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
+
+
+def test_a_list_of_generators_draws_row_by_row(scores):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(64)]
+    drawn = sample_codes(scores, generators)
+    for row in (0, 17, 63):
+        assert sample_codes(scores[row : row + 1], torch.Generator().manual_seed(row)).item() == drawn[row].item()
