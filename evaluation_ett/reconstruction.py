@@ -46,9 +46,10 @@ def evaluate_reconstruction(
 
     Returns:
         `images`, `psnr` in dB (at most 100), `ssim`, `codebook_usage` (share of all codes that occur), `perplexity` of
-        the codes, and `background_shift` (mean distance, a channel, between the median colours of the outermost pixels,
-        in 0..255). For scenes also the share of shapes read right in place, colour and kind, `shapes_read`, and that of
-        texts, `texts_read`, with `shapes_read_original` and `texts_read_original` for comparison (`None` without any).
+        the codes, and `background_shift` (mean distance, a channel, between the median colours of the outermost
+        pixels, in 0..255). For scenes also the share of shapes read right in place, colour and kind, `shapes_read`,
+        and that of texts, `texts_read`, with `shapes_read_original` and `texts_read_original` for comparison (`None`
+        without any).
 
     Raises:
         ValueError: There is no picture, or sizes differ or do not fit the tokenizer.

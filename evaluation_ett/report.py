@@ -111,7 +111,7 @@ def _amount(value: float | None, unit: str) -> str:
         return UNKNOWN
     if unit == "%":
         return _percent(value)
-    digits, sign = {"nats": (3, "+"), "points": (1, "+")}.get(unit, (1, ""))
+    digits, sign = {"nats": (3, "+"), "points": (1, "+")}.get(unit, (1, "")) if value else (0, "")
     return f"{value:{sign}.{digits}f} {unit}".replace("-", MINUS)
 
 

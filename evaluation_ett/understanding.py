@@ -52,8 +52,8 @@ def evaluate_questions(
     Returns:
         `types`: {type: `accuracy` and `chance` in 0..1, `correct` and `count`}, for the types that were asked;
         `mean` and `chance`, the unweighted means over these types; `scenes` and `seed`; `answers`, normalized, one a
-        question; `examples`: of each type the first question answered rightly and the first answered wrongly, each with
-        `index` (into `answers`), `type`, `question`, `truth`, `answer`, `correct` and `image` (PIL).
+        question; `examples`: of each type the first question answered rightly and the first answered wrongly, each
+        with `index` (into `answers`), `type`, `question`, `truth`, `answer`, `correct` and `image` (PIL).
 
     Raises:
         ValueError: There is no scene.
@@ -116,8 +116,8 @@ def evaluate_captions(
     Returns:
         `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
         prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes` and `seed`;
-        `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is there) and `image`
-        (PIL).
+        `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is there) and
+        `image` (PIL).
 
     Raises:
         ValueError: There is no scene.
