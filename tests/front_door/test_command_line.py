@@ -1,0 +1,197 @@
+"""The `ett` command: what it prints and writes, and that errors are one sentence."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from ett import cli, inference
+from ett.cli import app
+
+
+@pytest.fixture
+def run(models, monkeypatch, tmp_path):
+    """Runs `ett` in a folder that holds the three models."""
+    for name in ("ett-tokenizer", "ett-chat", "ett-gen"):
+        (tmp_path / name).symlink_to(models / name)
+    monkeypatch.chdir(tmp_path)
+    for variable in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(variable, "1" if variable.startswith("HF") else "error")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def fake_room(monkeypatch):
+    """Puts a stand-in where the command line looks a room up, and keeps what it was called with."""
+    calls = []
+
+    def install(function_name, effect=None):
+        def function(**kwargs):
+            calls.append(kwargs)
+            if effect is not None:
+                raise effect
+
+        monkeypatch.setattr(cli, "room", lambda name: SimpleNamespace(**{function_name: function}))
+        return calls
+
+    return install
+
+
+def assert_one_sentence(result, *parts):
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("ett: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_caption_prints_one_line_on_stdout(run, picture):
+    result = run("caption", picture)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+
+
+def test_caption_is_the_same_as_the_pipelines(run, picture):
+    expected = pipeline("image-to-text", model="ett-chat")(str(picture), max_new_tokens=64)[0]["generated_text"]
+    assert run("caption", picture).stdout.strip() == expected.strip()
+
+
+def test_different_questions_reach_the_model(run, picture, monkeypatch):
+    asked = []
+    original = inference.load_ett
+
+    def spy(*args, **kwargs):
+        model, processor = original(*args, **kwargs)
+        monkeypatch.setattr(model, "generate", lambda input_ids, **kwargs: asked.append(input_ids) or input_ids)
+        return model, processor
+
+    monkeypatch.setattr(inference, "load_ett", spy)
+    assert run("ask", picture, "what color is the circle?").exit_code == 0
+    assert run("ask", picture, "what is the square?").exit_code == 0
+    assert asked[0].tolist() != asked[1].tolist()
+
+
+def test_ask_refuses_words_beyond_the_vocabulary(run, picture):
+    assert_one_sentence(run("ask", picture, "what is the zebra?"), "'zebra'", "vocabulary")
+
+
+def test_ask_refuses_an_empty_question(run, picture):
+    assert_one_sentence(run("ask", picture, " "), "question is empty")
+
+
+def test_draw_writes_numbered_pictures_and_says_their_seeds(run):
+    result = run("draw", "a red circle", "-n", "2", "--seed", "3", "--output", "circle.png")
+    assert result.stdout == "Wrote circle-1.png (seed 3).\nWrote circle-2.png (seed 4).\n"
+    assert Image.open("circle-1.png").size == (16, 16)
+
+
+def test_a_picture_drawn_alone_equals_the_one_drawn_in_a_batch(run):
+    run("draw", "a red circle", "-n", "2", "--seed", "3", "--output", "batch.png")
+    run("draw", "a red circle", "--seed", "4", "--output", "alone.png")
+    assert Image.open("alone.png").tobytes() == Image.open("batch-2.png").tobytes()
+    assert Image.open("alone.png").tobytes() != Image.open("batch-1.png").tobytes()
+
+
+def test_draw_without_a_seed_says_one_that_draws_the_same_again(run):
+    seed = run("draw", "a red circle", "--output", "first.png").stdout.rpartition("seed ")[2].rstrip(").\n")
+    run("draw", "a red circle", "--seed", seed, "--output", "second.png")
+    assert Image.open("first.png").tobytes() == Image.open("second.png").tobytes()
+
+
+def test_draw_leaves_no_temporary_file(run, tmp_path):
+    run("draw", "a red circle", "--output", "circle.png")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["circle.png"]
+
+
+def test_reconstruct_takes_a_tokenizer_or_the_one_inside_a_model(run, picture):
+    for model in ("ett-tokenizer", "ett-chat"):
+        result = run("reconstruct", picture, "--model", model, "--output", "out.png")
+        assert result.stdout.startswith("Wrote out.png (PSNR "), result.stderr
+        assert Image.open("out.png").size == (16, 16)
+
+
+@pytest.mark.parametrize("output", ["drawing", "drawing.txt", "model.safetensors"])
+def test_draw_writes_only_to_image_files(run, tmp_path, output):
+    (tmp_path / output).write_text("kept")
+    assert_one_sentence(run("draw", "a red circle", "--output", output), "suffix", ".png")
+    assert (tmp_path / output).read_text() == "kept"
+
+
+def test_draw_into_a_missing_folder(run):
+    assert_one_sentence(run("draw", "a red circle", "--output", "missing/drawing.png"), "no folder missing")
+
+
+def test_chat_model_asked_to_draw(run):
+    assert_one_sentence(run("draw", "a red circle", "--model", "ett-chat"), "ett-chat has no visual head")
+
+
+def test_tokenizer_asked_to_caption(run, picture):
+    assert_one_sentence(run("caption", picture, "--model", "ett-tokenizer"), "IBQ tokenizer", "--model")
+
+
+def test_model_of_another_kind(run, tmp_path, picture):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert_one_sentence(run("caption", picture, "--model", "bert"), "'bert'", "expected an ETT model")
+    assert_one_sentence(run("reconstruct", picture, "--model", "bert"), "'bert'", "expected an IBQ tokenizer")
+
+
+def test_folder_that_is_no_model(run, tmp_path, picture):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    assert_one_sentence(run("caption", picture, "--model", "photos"), "no config.json", "cat.jpg")
+
+
+def test_model_that_is_nowhere(run, picture):
+    assert_one_sentence(run("caption", picture, "--model", "ett-chta"), "no folder ett-chta", "ett demo")
+
+
+def test_model_with_damaged_weights(run, models, tmp_path, picture):
+    shutil.copytree(models / "ett-chat", tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\x00" * 100)
+    assert_one_sentence(run("caption", picture, "--model", "damaged"), "damaged is incomplete or damaged")
+
+
+def test_missing_and_corrupt_pictures(run, tmp_path):
+    assert_one_sentence(run("caption", "missing.png"), "missing.png")
+    (tmp_path / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n corrupt")
+    assert_one_sentence(run("reconstruct", "corrupt.png"), "corrupt.png")
+
+
+def test_debug_shows_the_traceback(run):
+    result = run("--debug", "caption", "missing.png")
+    assert type(result.exception).__name__ == "ImageError"
+
+
+def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more(run, fake_room):
+    fake_room("run_recipe", effect=KeyError("steps"))
+    assert_one_sentence(run("train", "tokenizer"), "Unexpected KeyError", "--debug")
+
+
+def test_an_interruption_is_said_and_has_its_own_exit_code(run, fake_room):
+    fake_room("run_demo", effect=KeyboardInterrupt())
+    result = run("demo")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. Run the same command again to go on.\n"
+
+
+def test_train_hands_recipe_and_overrides_on(run, fake_room):
+    calls = fake_room("run_recipe")
+    assert run("train", "stage1", "steps=3", "seed=1", "--output-dir", "out", "--no-resume").exit_code == 0
+    assert calls == [{"recipe": "stage1", "overrides": ["steps=3", "seed=1"], "output_dir": "out", "resume": False}]
+
+
+def test_train_refuses_an_override_without_a_value(run, fake_room):
+    calls = fake_room("run_recipe")
+    assert_one_sentence(run("train", "stage1", "steps"), "'steps'", "key=value")
+    assert calls == []
+
+
+def test_demo_hands_its_options_on(run, fake_room, tmp_path):
+    calls = fake_room("run_demo")
+    assert run("demo", "--quick", "--seed", "2", "--output-dir", tmp_path).exit_code == 0
+    assert calls == [{"output_dir": tmp_path, "seed": 2, "quick": True, "resume": True}]

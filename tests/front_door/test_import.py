@@ -1,0 +1,122 @@
+"""What `import ett` costs and what it brings about, each in a fresh interpreter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code: str, cwd: Path, path: str = str(ROOT)) -> str:
+    """Output of `code`, run in `cwd`; like a script, it finds modules in `cwd` first."""
+    code = f"import sys; sys.path[:0] = ['.', {path!r}]\n{code}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_import_of_ett_loads_no_heavy_library(tmp_path):
+    code = "import ett; print(sorted({'torch', 'transformers', 'diffusers', 'PIL', 'typer'} & set(sys.modules)))"
+    assert run_python(code, tmp_path) == "[]"
+
+
+def test_import_of_ett_leaves_transformers_lazy(tmp_path):
+    code = "import transformers, ett; print('torch' in sys.modules)"
+    assert run_python(code, tmp_path) == "False"
+
+
+def test_help_of_the_command_line_loads_no_heavy_library(tmp_path):
+    code = (
+        "from typer.testing import CliRunner; from ett.cli import app\n"
+        "assert CliRunner().invoke(app, ['draw', '--help']).exit_code == 0\n"
+        "print(sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    )
+    assert run_python(code, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "name", "expected"),
+    [
+        ("AutoModel", "ett-chat", "ETTModel"),
+        ("AutoModelForImageTextToText", "ett-chat", "ETTForConditionalGeneration"),
+        ("AutoProcessor", "ett-chat", "ETTProcessor"),
+        ("AutoImageProcessor", "ett-tokenizer", "ETTImageProcessor"),
+    ],
+)
+def test_an_auto_class_used_first_after_import_ett_loads_our_class(models, auto_class, name, expected):
+    code = f"""
+import ett
+from transformers import {auto_class}
+print(type({auto_class}.from_pretrained({name!r})).__name__)"""
+    assert run_python(code, models) == expected
+
+
+def test_auto_classes_loaded_before_ett_know_it_too(models):
+    code = """
+from transformers import AutoModelForMultimodalLM
+import ett
+print(type(AutoModelForMultimodalLM.from_pretrained("ett-gen")).__name__)"""
+    assert run_python(code, models) == "ETTForConditionalGeneration"
+
+
+def test_a_configuration_from_the_front_door_makes_a_model(models):
+    code = """
+from ett import ETTConfig
+from transformers import AutoModel
+print(type(AutoModel.from_config(ETTConfig.from_pretrained("ett-chat"))).__name__)"""
+    assert run_python(code, models) == "ETTModel"
+
+
+def test_modeling_ett_imported_by_itself_after_ett_is_registered(models):
+    code = """
+import ett
+from modeling_ett.modeling_ett import ETTConfig
+from transformers import AutoModelForImageTextToText
+print(type(AutoModelForImageTextToText.from_config(ETTConfig.from_pretrained("ett-gen"))).__name__)"""
+    assert run_python(code, models) == "ETTForConditionalGeneration"
+
+
+def test_the_literal_pipeline_call_captions_a_picture(models, picture):
+    code = f"""
+import ett
+from transformers import pipeline
+print(list(pipeline("image-to-text", model="ett-chat")({str(picture)!r})[0]))"""
+    assert run_python(code, models) == "['generated_text']"
+
+
+def test_models_of_transformers_are_found_as_before(tmp_path):
+    code = """
+import ett
+from transformers import AutoConfig
+print(type(AutoConfig.for_model("qwen2")).__name__)"""
+    assert run_python(code, tmp_path) == "Qwen2Config"
+
+
+def test_every_public_name_can_be_had(tmp_path):
+    code = "import ett; print([name for name in ett.__all__ if getattr(ett, name).__name__ != name])"
+    assert run_python(code, tmp_path) == "[]"
+
+
+def test_an_unknown_name_is_an_attribute_error(tmp_path):
+    code = """
+import ett
+try:
+    ett.ETTMdoel
+except AttributeError as error:
+    print(error)"""
+    assert run_python(code, tmp_path) == "module 'ett' has no attribute 'ETTMdoel'"
+
+
+def test_a_users_own_train_py_is_named_and_not_executed(tmp_path):
+    (tmp_path / "train.py").write_text("print('executed')")
+    code = """
+import ett
+try:
+    ett.ETTTrainer
+except ImportError as error:
+    print(error)"""
+    message = run_python(code, tmp_path)
+    assert message.startswith("ETT needs its own package 'train'") and str(tmp_path / "train.py") in message
+    assert "executed" not in message
