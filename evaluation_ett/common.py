@@ -72,7 +72,12 @@ def encode(
 
 
 def picture_prompt(processor: ETTProcessor, text: str) -> str:
-    """A user's turn that asks `text` of one picture, up to the answer, with a placeholder for each code."""
+    """A user's turn that asks `text` of one picture, up to the answer, with a placeholder for each code.
+
+    The empty text gives the picture alone, which captions follow in training's stages 1 and 2.
+    """
+    if not text:
+        return processor.image_placeholder()
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     return prompt.replace(processor.image_token, processor.image_placeholder())

@@ -104,6 +104,7 @@ def evaluate_captions(
     scenes: Sequence[Scene],
     batch_size: int = 64,
     seed: int = 0,
+    prompt: str | None = None,
     examples: int = 6,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -111,6 +112,8 @@ def evaluate_captions(
     Args:
         scenes: Held-out scenes, such as `Scenes(seed, "test", 500)`.
         seed (`int`): Chooses the captions' wording.
+        prompt (`str`): What is asked of each picture, by default `processor.caption_prompt`. With the empty text the
+            caption follows the picture at once, as in training's stages 1 and 2: measure their models so.
         examples (`int`): How many of the first scenes to describe.
 
     Returns:
@@ -126,7 +129,7 @@ def evaluate_captions(
     images = [scene.render() for scene in scenes]
     codes = encode(model, processor, images, batch_size)
     captions = [caption(scene, np.random.default_rng([seed, number])) for number, scene in enumerate(scenes)]
-    prompt = picture_prompt(processor, processor.caption_prompt)
+    prompt = picture_prompt(processor, processor.caption_prompt if prompt is None else prompt)
     loss, tokens = 0.0, 0
     with evaluating(model):
         with tqdm(desc="Captions", unit=" captions", disable=not progress, total=len(captions)) as bar:

@@ -106,6 +106,16 @@ def test_caption_loss_is_the_models_own_on_the_captions_tokens(model, processor,
     assert total == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_empty_prompt_puts_the_caption_right_after_the_picture(monkeypatch, model, processor, scenes):
+    prompts = []
+    monkeypatch.setattr(understanding, "caption_loss", lambda *inputs: prompts.append(inputs[2]) or (1.0, 1))
+    for prompt in ("", None):
+        evaluate_captions(model, processor, scenes, prompt=prompt, examples=0, progress=False)
+    picture = processor.image_placeholder()
+    assert prompts[0] == picture
+    assert prompts[1] == f"<|im_start|>user\n{picture}{processor.caption_prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_caption_loss_of_a_data_set_weighs_tokens_not_batches(model, processor, scenes):
     one = evaluate_captions(model, processor, scenes, batch_size=1, examples=1, progress=False)
     together = evaluate_captions(model, processor, scenes, batch_size=4, examples=1, progress=False)
