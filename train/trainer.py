@@ -92,6 +92,8 @@ class ETTTrainer(Trainer):
         # For models that accept it, labels are counted over the global batch; compute_loss scales by that number.
         self.model_accepts_loss_kwargs = not self.is_tokenizer
         self.loss_is_scaled_for_ga = True
+        # Evaluation, too, leaves it to compute_loss what is learned from a batch: no label is common to all stages.
+        self.label_names, self.can_return_loss = [], True
         self.perceptual = self.discriminator = None
         if self.tunes_tokenizer and args.perceptual_weight:
             self.perceptual = build_perceptual_loss(args.perceptual_network, args.perceptual_pretrained).to(
@@ -202,12 +204,13 @@ class ETTTrainer(Trainer):
             self._record(f"{name}_loss", value)
         self._record("vq_loss", total)
         self._record("squared_error", (pixels - reconstruction.clamp(-1, 1)).square().mean())
-        self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
+        if self.model.training:
+            self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
         return total
 
     def _judge(self, reconstruction: torch.Tensor) -> torch.Tensor:
         """The discriminator's logits for the generator's loss; its own weights get no gradient from it."""
-        self.discriminator.requires_grad_(False)
+        self.discriminator.train(self.model.training).requires_grad_(False)
         logits = self.discriminator(reconstruction)
         self.discriminator.requires_grad_(True)
         return logits
@@ -240,6 +243,8 @@ class ETTTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was recorded since the last log: every loss as a mean, PSNR, and use of the codebook."""
+        if any(name.startswith("eval_") for name in logs):
+            return super().log(logs, start_time)
         recorded = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
         self._metrics.clear()
         if "squared_error" in recorded:
