@@ -85,11 +85,10 @@ def train(
     resume: Resume = True,
 ):
     """Run one stage of training from a recipe."""
-    overrides = overrides or []
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"The override {override!r} has no value; expected key=value.")
-    room("train").run_recipe(recipe=recipe, overrides=overrides, output_dir=output_dir, resume=resume)
+    rooms = room("train")
+    folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
+    room("hub_cards").write_card(folder, rooms.read_record(folder))
+    typer.echo(f"Wrote {folder}.")
 
 
 @_command

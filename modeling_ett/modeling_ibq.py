@@ -46,8 +46,8 @@ class IBQModel(VQModel):
         norm_num_groups (`int`): Groups of the group normalization.
         patch_size (`int`): Side of the pixel blocks folded into channels before the encoder (and unfolded after the
             decoder). 1, as in IBQ, folds nothing; 2 makes a small tokenizer about four times cheaper.
-        pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the deviation. 0 and 1, as
-            in IBQ, change nothing; the values of its data let a small tokenizer learn tints many times sooner.
+        pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the deviation. 0 and
+            1, as in IBQ, change nothing; its data's values let a small tokenizer learn tints many times sooner.
         l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature: See [`IBQQuantizer`].
     """
 

@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from .word_tokenizer import is_word_level
+
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
@@ -21,8 +23,11 @@ CHAT_TEMPLATE = """\
 
 
 def build_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
-    """A Jinja chat template: Qwen's ChatML where the tokenizer has its tokens, else lines such as "user: ..."."""
-    if "<|im_start|>" in tokenizer.get_vocab():
+    """A Jinja chat template: Qwen's ChatML where the tokenizer has its tokens, without line breaks where these
+    would be tokens of their own (word-level tokenizers); else lines such as "user: ..."."""
+    if is_word_level(tokenizer):
+        turn_start, role_end, turn_end = "<|im_start|>", " ", "<|im_end|>"
+    elif "<|im_start|>" in tokenizer.get_vocab():
         turn_start, role_end, turn_end = "<|im_start|>", r"\n", r"<|im_end|>\n"
     else:
         turn_start, role_end, turn_end = "", ": ", (tokenizer.eos_token or "") + r"\n"

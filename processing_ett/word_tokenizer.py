@@ -56,14 +56,19 @@ def build_word_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def is_word_level(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer is of the kind that [`build_word_tokenizer`] makes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.model, models.WordLevel)
+
+
 def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The words of `text`, each once and in order, that a word-level tokenizer does not know; none for other kinds."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not isinstance(backend.model, models.WordLevel):
+    if not is_word_level(tokenizer):
         return []
-    encoding = backend.encode(text)
+    encoding = tokenizer.backend_tokenizer.encode(text)
     spans = zip(encoding.offsets, encoding.ids, strict=True)
     return list(dict.fromkeys(text[start:end] for (start, end), token in spans if token == tokenizer.unk_token_id))
 
 
-__all__ = ["SPECIAL_TOKENS", "build_word_tokenizer", "unknown_words"]
+__all__ = ["SPECIAL_TOKENS", "build_word_tokenizer", "is_word_level", "unknown_words"]

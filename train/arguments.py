@@ -12,10 +12,10 @@ class ETTTrainingArguments(TrainingArguments):
     cosine schedule with 3% warm-up (section 4.1), columns are kept.
 
     Parameters that control the joint objective (equations 1 and 3):
-        alpha, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.
+        alpha, squared_error_weight, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.
 
     Parameters that control the perceptual loss:
-        perceptual_network, perceptual_pretrained.
+        critics_batch_size, perceptual_network, perceptual_pretrained.
 
     Parameters that control the discriminator:
         discriminator_learning_rate, discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
@@ -33,6 +33,9 @@ class ETTTrainingArguments(TrainingArguments):
     alpha: float = field(
         default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."}
     )
+    squared_error_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error beside the absolute one; the paper's is 0."}
+    )
     quantization_weight: float = field(default=1.0, metadata={"help": "Weight of the quantization loss."})
     perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of LPIPS; 0 leaves it out."})
     adversarial_weight: float = field(
@@ -40,6 +43,10 @@ class ETTTrainingArguments(TrainingArguments):
     )
     entropy_weight: float = field(default=0.05, metadata={"help": "Weight of the entropy loss."})
 
+    critics_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pictures of a batch that LPIPS and discriminator see; by default all."},
+    )
     perceptual_network: str = field(default="vgg", metadata={"help": "LPIPS network: vgg, alex or squeeze."})
     perceptual_pretrained: bool = field(
         default=True, metadata={"help": "Use ImageNet weights in LPIPS; otherwise random ones."}
@@ -61,9 +68,9 @@ class ETTTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.perceptual_network not in ("vgg", "alex", "squeeze"):
             raise ValueError(f"perceptual_network is {self.perceptual_network!r}; expected vgg, alex or squeeze.")
-        for name in ("alpha", "quantization_weight", "perceptual_weight", "adversarial_weight", "entropy_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a loss weight cannot be negative.")
+        for name, value in vars(self).items():
+            if (name == "alpha" or name.endswith("_weight")) and value < 0:
+                raise ValueError(f"{name} is {value}; a loss weight cannot be negative.")
 
 
 __all__ = ["ETTTrainingArguments"]

@@ -29,8 +29,11 @@ Segments = list[tuple[str, bool]]
 
 
 def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """Text alone, all of it predicted."""
-    return [(example["text"] + processor.tokenizer.eos_token, True)]
+    """Text alone, all of it predicted; a conversation about it follows where there is one."""
+    text = example["text"] + processor.tokenizer.eos_token
+    if "messages" in example:
+        text += processor.apply_chat_template(example["messages"])
+    return [(text, True)]
 
 
 def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
@@ -83,7 +86,7 @@ class SceneExamples(Dataset):
     """Examples drawn on the fly from scenes, the same for the same task, seed, split and index.
 
     Args:
-        questions_per_scene (`int`): Turns of a chat example; the first is a request for a caption in every fourth.
+        questions_per_scene (`int`): Questions in a conversation, and in what follows a text.
     """
 
     def __init__(self, task: str, seed: int, split: str, length: int, questions_per_scene: int = 6):
@@ -100,16 +103,15 @@ class SceneExamples(Dataset):
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
             return {"images": [scene.render()], "text": prompt.text}
         scene = self.scenes[index]
-        if self.task == "text":
-            return {"images": [], "text": scenes_ett.caption(scene, rng)}
-        example = {"images": [scene.render()]}
-        if self.task == "caption":
+        example = {"images": [] if self.task == "text" else [scene.render()]}
+        if self.task in ("text", "caption"):
             example["text"] = scenes_ett.caption(scene, rng)
-        if self.task == "chat":
+        if self.task in ("text", "chat") and self.questions_per_scene:
             example["messages"] = self._conversation(scene, rng)
         return example
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Questions and answers; about a picture every fourth starts with a request for a caption."""
         questions = scenes_ett.questions(scene, rng)
         by_type = {kind: [q for q in questions if q.type == kind] for kind in {q.type for q in questions}}
         turns = []
@@ -119,12 +121,12 @@ class SceneExamples(Dataset):
                 question = by_type[kind].pop(rng.integers(len(by_type[kind])))
                 turns.append((question.question, question.answer))
         turns = turns[: self.questions_per_scene]
-        if rng.random() < 0.25:
+        if self.task == "chat" and rng.random() < 0.25:
             turns.insert(0, (CAPTION_PROMPT, scenes_ett.caption(scene, rng)))
         messages = []
         for question, answer in turns:
             content = [{"type": "text", "text": question}]
-            if not messages:
+            if not messages and self.task == "chat":
                 content.insert(0, {"type": "image"})
             messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         return messages

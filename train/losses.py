@@ -30,8 +30,8 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
         except OSError as error:
             raise OSError(
                 f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once "
-                "with a network connection, put torchvision's weights into its cache, or set perceptual_pretrained=false "
-                "to compare random features instead."
+                "with a network connection, put torchvision's weights into its cache, or set "
+                "perceptual_pretrained=false to compare random features instead."
             ) from error
     else:
         logger.warning(
@@ -47,22 +47,20 @@ def reconstruction_losses(
     pixels: torch.Tensor,
     reconstruction: torch.Tensor,
     quantized: IBQQuantizerOutput,
-    perceptual: nn.Module | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The terms of equation 1 that need no discriminator, unweighted, each of shape `()`.
+    """The terms of equation 1 that need no other network, unweighted, each of shape `()`; and the squared error, which
+    a small tokenizer may add to learn colours sooner.
 
     Args:
         pixels, reconstruction (`torch.Tensor` of shape `(batch_size, 3, H, W)`): In `[-1, 1]`.
         quantized: The quantizer's output, with its losses.
-        perceptual: What [`build_perceptual_loss`] returned.
     """
     losses = {
         "reconstruction": (pixels - reconstruction).abs().mean(),
+        "squared_error": (pixels - reconstruction).square().mean(),
         "quantization": quantized.quantization_loss,
         "entropy": quantized.entropy_loss,
     }
-    if perceptual is not None:
-        losses["perceptual"] = perceptual(pixels, reconstruction).mean()
     return losses
 
 

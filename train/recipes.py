@@ -22,6 +22,7 @@ class ModelSection:
         language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a
             dict of configuration fields (`model_type` first among them) for a new small one with a vocabulary of the
             data's words.
+        linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
         image_size: Pixels along each side of the pictures.
         visual_head: Whether the model draws.
         visual_embedding: `codebook`, or `index` for the paper's baseline.
@@ -30,6 +31,7 @@ class ModelSection:
     path: str | None = None
     vision_tokenizer: Any = None
     language_model: Any = None
+    linear_start: bool = False
     image_size: int = 512
     visual_head: bool = False
     visual_embedding: str = "codebook"

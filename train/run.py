@@ -23,6 +23,7 @@ from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 from .arguments import ETTTrainingArguments
 from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .initialization import start_linear
 from .progress import FiguresProgressCallback
 from .recipes import ModelSection, Recipe, load_recipe
 from .trainer import ETTTrainer, newest_checkpoint, train_only
@@ -97,7 +98,7 @@ def run_recipe(
             "seed": args.seed,
             "steps": trainer.state.global_step,
             "seconds": time.monotonic() - start,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            "versions": library_versions(),
             "data": describe_data(recipe),
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
             "skipped_images": getattr(examples, "skipped", {}),
@@ -205,6 +206,8 @@ def build_model(
     section = recipe.model
     if recipe.task == "reconstruction":
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer)
+        if section.linear_start:
+            start_linear(tokenizer)
         return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -318,7 +321,22 @@ def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any])
     for path in partial.iterdir():
         os.replace(path, output_dir / path.name)
     shutil.rmtree(partial)
-    _write(output_dir / RECORD_NAME, json.dumps(record, indent=2))
+    write_record(output_dir, record)
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """How a finished model was made: what `training.json` holds."""
+    return json.loads((Path(folder) / RECORD_NAME).read_text())
+
+
+def write_record(folder: str | Path, record: dict[str, Any]):
+    """Writes `training.json`."""
+    _write(Path(folder) / RECORD_NAME, json.dumps(record, indent=2))
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of what the results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def _write(path: Path, text: str):
@@ -327,4 +345,4 @@ def _write(path: Path, text: str):
     os.replace(temporary, path)
 
 
-__all__ = ["RECORD_NAME", "run_recipe"]
+__all__ = ["RECORD_NAME", "library_versions", "read_record", "run_recipe", "write_record"]

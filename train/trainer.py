@@ -187,23 +187,25 @@ class ETTTrainer(Trainer):
 
     def _vq_loss(self, pixels: torch.Tensor, reconstruction: torch.Tensor, quantized) -> torch.Tensor:
         args = self.args
-        losses = reconstruction_losses(pixels, reconstruction, quantized, self.perceptual)
+        losses = reconstruction_losses(pixels, reconstruction, quantized)
         total = (
             losses["reconstruction"]
+            + args.squared_error_weight * losses["squared_error"]
             + args.quantization_weight * losses["quantization"]
             + args.entropy_weight * losses["entropy"]
         )
+        real, fake = pixels[: args.critics_batch_size], reconstruction[: args.critics_batch_size]
         if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(real, fake).mean()
             total = total + args.perceptual_weight * losses["perceptual"]
         if self.discriminator is not None and self.state.global_step >= args.discriminator_start_step:
             if self.model.training:
-                self._discriminator_step(pixels, reconstruction.detach())
-            losses["adversarial"] = generator_loss(self._judge(reconstruction))
+                self._discriminator_step(real, fake.detach())
+            losses["adversarial"] = generator_loss(self._judge(fake))
             total = total + args.adversarial_weight * losses["adversarial"]
         for name, value in losses.items():
             self._record(f"{name}_loss", value)
         self._record("vq_loss", total)
-        self._record("squared_error", (pixels - reconstruction.clamp(-1, 1)).square().mean())
         if self.model.training:
             self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
         return total
@@ -247,8 +249,8 @@ class ETTTrainer(Trainer):
             return super().log(logs, start_time)
         recorded = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
         self._metrics.clear()
-        if "squared_error" in recorded:
-            recorded["psnr"] = 10 * math.log10(4 / max(recorded.pop("squared_error"), 1e-10))
+        if "squared_error_loss" in recorded:
+            recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
             recorded.update(codebook_statistics(self._code_counts))
             self._code_counts.zero_()
         super().log({**logs, **recorded}, start_time)

@@ -1,0 +1,255 @@
+"""The whole road at miniature scale: every stage trained, measured and shown, on two CPU cores.
+
+The stages are recipes (`train/recipes/demo_*.yaml`); this module runs them in order, with and without end-to-end
+tuning, then hands the models to evaluation, report and cards.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+import evaluation_ett
+import hub_cards
+import train
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTProcessor
+from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
+
+WORK = "ett-work"
+GUIDANCE_SCALE = 3.0
+DRAWING_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of a recipe.
+
+    Args:
+        name: Its key in the report.
+        recipe: Name of the recipe.
+        folder: Where it goes, below the output folder.
+        start: Names of stages it starts from, by the recipe's field for each.
+        seconds: What it takes on two idle cores, for the time left.
+        overrides: Further fields of the recipe.
+    """
+
+    name: str
+    recipe: str
+    folder: str
+    seconds: float
+    start: dict[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+
+FROZEN = ("title=Stage 2 without tuning", "train=[projector, language_model]")
+
+STAGES = (
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 300),
+    Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
+    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 40, {"model.path": "language"}),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 330, {"model.path": "alignment"}),
+    Stage("chat", "demo_chat", "ett-chat", 150, {"model.path": "semantic"}),
+    Stage("gen", "demo_gen", "ett-gen", 220, {"model.path": "semantic"}),
+    Stage("semantic-frozen", "demo_semantic", f"{WORK}/semantic-frozen", 110, {"model.path": "alignment"}, FROZEN),
+    Stage(
+        "chat-frozen",
+        "demo_chat",
+        f"{WORK}/chat-frozen",
+        150,
+        {"model.path": "semantic-frozen"},
+        ("title=Chat without tuning",),
+    ),
+)
+EVALUATION_SECONDS = 120
+
+QUICK = {
+    "data.length": 256,
+    "training.max_steps": 24,
+    "training.warmup_steps": 2,
+    "training.logging_steps": 4,
+    "training.discriminator_start_step": 12,
+}
+
+
+def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool = True) -> Path:
+    """Trains, evaluates and reports everything.
+
+    Args:
+        output_dir: Receives `ett-tokenizer/`, `ett-chat/`, `ett-gen/`, `report/`, and `ett-work/` for what lies between.
+        seed: Of data, weights and sampling.
+        quick: Every stage with a few steps, to see that all runs; its figures mean nothing.
+        resume: Go on where an earlier run in the folder stopped.
+
+    Returns:
+        The report's page.
+
+    Raises:
+        ValueError: The output folder holds something else.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    start = time.monotonic()
+    output_dir = Path(output_dir)
+    clock = Clock([stage.seconds for stage in STAGES] + [EVALUATION_SECONDS])
+    folders: dict[str, Path] = {}
+    for number, stage in enumerate(STAGES, 1):
+        clock.begin(number, stage.recipe if not stage.overrides else stage.name)
+        overrides = [f"training.seed={seed}", *stage.overrides]
+        overrides += [f"{key}={folders[name]}" for key, name in stage.start.items()]
+        if quick:
+            overrides += [f"{key}={value}" for key, value in QUICK.items()]
+        folder = output_dir / stage.folder
+        folders[stage.name] = train.run_recipe(stage.recipe, overrides, folder, resume)
+    clock.begin(len(STAGES) + 1, "evaluation")
+    results = evaluate(folders, seed, quick)
+    results["seconds"] = time.monotonic() - start
+    results["peak_memory_gb"] = peak_memory_gb()
+    page = evaluation_ett.write_report(results, output_dir / "report")
+    write_cards(folders, results)
+    return page
+
+
+class Clock:
+    """Says before each part what comes and how long the rest may take, corrected by how long the past took."""
+
+    def __init__(self, planned: list[float]):
+        self.planned, self.start = planned, time.monotonic()
+
+    def begin(self, number: int, name: str):
+        done, left = sum(self.planned[: number - 1]), sum(self.planned[number - 1 :])
+        pace = (time.monotonic() - self.start) / done if done else 1.0
+        minutes = pace * left / 60
+        tqdm.write(f"[{number}/{len(self.planned)}] {name} · about {minutes:.0f} min left", file=sys.stderr)
+
+
+def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]:
+    """Measures the stages' models on held-out scenes; see [`evaluation_ett.write_report`] for what it returns."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 400)]
+    before = IBQModel.from_pretrained(folders["tokenizer"]).to(device)
+    tuned = ETTForConditionalGeneration.from_pretrained(folders["chat"]).to(device)
+    frozen = ETTForConditionalGeneration.from_pretrained(folders["chat-frozen"]).to(device)
+    gen = ETTForConditionalGeneration.from_pretrained(folders["gen"]).to(device)
+    processor = ETTProcessor.from_pretrained(folders["chat"])
+    after = tuned.model.vision_tokenizer
+    pictures = [scene.render() for scene in scenes[:8]]
+    pairs = zip(
+        pictures,
+        evaluation_ett.reconstruct(before, pictures),
+        evaluation_ett.reconstruct(after, pictures),
+        strict=True,
+    )
+    per_category = 2 if quick else 24
+    prompts = [drawing_pair(seed, "test", index)[0] for index in range(per_category * len(PROMPT_CATEGORIES))]
+    questions = {"questions_per_scene": 6, "seed": seed}
+    captions = {
+        name: evaluation_ett.evaluate_captions(
+            ETTForConditionalGeneration.from_pretrained(folders[folder]).to(device),
+            processor,
+            scenes,
+            seed=seed,
+            prompt="",
+        )
+        for name, folder in (("tuned", "semantic"), ("frozen", "semantic-frozen"))
+    }
+    return {
+        "quick": quick,
+        "seed": seed,
+        "versions": train.library_versions(),
+        "settings": {
+            "held-out scenes": len(scenes),
+            "drawing prompts": len(prompts),
+            "guidance scale": GUIDANCE_SCALE,
+            "drawing temperature": DRAWING_TEMPERATURE,
+            "threads": torch.get_num_threads(),
+            "device": device,
+        },
+        "stages": [stage_record(stage, folders[stage.name]) for stage in STAGES],
+        "reconstruction": {
+            "before": evaluation_ett.evaluate_reconstruction(before, scenes),
+            "after": evaluation_ett.evaluate_reconstruction(after, scenes),
+            "examples": [{"original": o, "before": b, "after": a} for o, b, a in pairs],
+        },
+        "understanding": {
+            "tuned": evaluation_ett.evaluate_questions(tuned, processor, scenes, **questions),
+            "frozen": evaluation_ett.evaluate_questions(frozen, processor, scenes, **questions),
+        },
+        "captions": captions,
+        "drawings": evaluation_ett.evaluate_drawings(
+            gen,
+            ETTProcessor.from_pretrained(folders["gen"]),
+            prompts,
+            guidance_scale=GUIDANCE_SCALE,
+            temperature=DRAWING_TEMPERATURE,
+            seed=seed,
+        ),
+    }
+
+
+def stage_record(stage: Stage, folder: Path) -> dict[str, Any]:
+    """A stage as the report shows it, from what its training recorded."""
+    record = train.read_record(folder)
+    trained = {name: part["parameters"] for name, part in record["parts"].items() if part["trained"]}
+    return {
+        "name": stage.name,
+        "title": record["recipe"]["title"],
+        "seconds": record["seconds"],
+        "steps": record["steps"],
+        "parameters": sum(trained.values()),
+        "trained": list(trained),
+        "history": [entry for entry in record["history"] if "loss" in entry],
+    }
+
+
+def peak_memory_gb() -> float:
+    """The process's largest resident memory so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
+
+
+def write_cards(folders: dict[str, Path], results: dict[str, Any]):
+    """Adds what was measured to the records of the three models that stay, and writes their cards."""
+
+    def result(task: str, metric: str, value: float) -> dict[str, Any]:
+        return {"task": task, "dataset": "scenes", "split": "test", "metric": metric, "value": round(value, 4)}
+
+    before, tuned = results["reconstruction"]["before"], results["understanding"]["tuned"]
+    drawings = results["drawings"]
+    measured = {
+        "tokenizer": [
+            result("image reconstruction", name, before[key])
+            for name, key in (("PSNR", "psnr"), ("SSIM", "ssim"), ("codebook usage", "codebook_usage"))
+        ],
+        "chat": [
+            *(
+                result("visual question answering", f"accuracy, {kind}", score["accuracy"])
+                for kind, score in tuned["types"].items()
+            ),
+            result("image captioning", "loss", results["captions"]["tuned"]["loss"]),
+        ],
+        "gen": [
+            *(
+                result("text-to-image", f"correct, {name}", score["accuracy"])
+                for name, score in drawings["categories"].items()
+            ),
+            result("text-to-image", "correct, mean", drawings["mean"]),
+        ],
+    }
+    notes = (
+        ["A quick run: every stage ran with a few steps, and the figures mean nothing."] if results["quick"] else []
+    )
+    for name, entries in measured.items():
+        record = train.read_record(folders[name]) | {"results": entries, "notes": notes}
+        train.write_record(folders[name], record)
+        hub_cards.write_card(folders[name], record)
+
+
+__all__ = ["STAGES", "run_demo"]
