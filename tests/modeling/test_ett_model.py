@@ -254,9 +254,7 @@ def test_any_causal_language_model_reads_draws_and_loads(make_model, make_langua
 
 
 def test_parts_of_the_wrong_kind_are_an_error(make_language_model, make_vision_tokenizer):
-    with pytest.raises(
-        TypeError, match="Qwen2Model has no language-modelling head; load it with AutoModelForCausalLM"
-    ):
+    with pytest.raises(TypeError, match="Qwen2Model has no language-modelling head; load it with AutoModel"):
         ETTForConditionalGeneration.from_parts(make_language_model().model, make_vision_tokenizer())
     with pytest.raises(TypeError, match="vision_tokenizer is a Linear; expected an IBQModel"):
         ETTForConditionalGeneration.from_parts(make_language_model(), torch.nn.Linear(2, 2))

@@ -155,7 +155,7 @@ def test_a_drawing_has_the_size_asked_for(make_model):
 
 def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     model = make_model(visual_head=False)
-    with pytest.raises(ValueError, match="no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
         model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
     assert not hasattr(model, "visual_head")
 

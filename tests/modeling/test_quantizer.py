@@ -21,7 +21,7 @@ def make_latents(dtype=torch.float64) -> torch.Tensor:
 
 
 def definition(latents, table, l2_normalize=False, logit_scale=1.0):
-    """Every tensor of the definition, none left out: one-hots, probabilities, both quantized latents, both entropies."""
+    """Every tensor of the definition, none left out: one-hots, probabilities, quantized latents, entropies."""
     z = latents.movedim(1, -1).reshape(-1, D)
     e = table
     if l2_normalize:

@@ -1,0 +1,74 @@
+"""Tiny data for training: prepared examples for models of 40 tokens, and a processor for the scenes."""
+
+import datasets
+import pytest
+import torch
+
+from processing_ett import ETTProcessor, build_word_tokenizer
+from scenes_ett import vocabulary
+from train import ETTTrainingArguments
+
+IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
+IGNORED = -100
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Data sets read by a test are not kept for the next one, nor in the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """Makes training arguments of two steps of two examples on the CPU, without perceptual loss."""
+
+    def make(**changes):
+        fields = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "lr_scheduler_type": "constant",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+            "perceptual_weight": 0.0,
+            "discriminator_width": 8,
+            "discriminator_layers": 1,
+            "seed": 3,
+        }
+        return ETTTrainingArguments(**{**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_items():
+    """Makes prepared examples: a picture of 16 x 16 pixels, or its 16 codes, and a caption of one to five words."""
+
+    def make(count=4, codes=False):
+        generator = torch.Generator().manual_seed(0)
+        items = []
+        for index in range(count):
+            picture = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+            words = torch.randint(10, 40, (1 + 3 * index % 5,), generator=generator).tolist()
+            pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
+            item = {"input_ids": picture + words, "labels": [IGNORED] * len(picture) + words}
+            if codes:
+                item["image_codes"] = pixels[:, 0, ::4, ::4].long() % 32
+            else:
+                item["pixel_values"] = pixels
+            items.append(item)
+        return items
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """A processor with every word of the scenes, for pictures of 64 x 64 pixels and 8 x 8 codes."""
+    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary()), 8, image_size=64)

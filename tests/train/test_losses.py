@@ -1,0 +1,110 @@
+"""The losses and the adversary, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_ett.quantizer_ibq import IBQQuantizerOutput
+from train.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from train.losses import build_perceptual_loss, reconstruction_losses
+from train.trainer import codebook_statistics
+
+
+def test_the_discriminator_is_the_papers():
+    discriminator = PatchDiscriminator(3, 64, 3)
+    assert sum(parameter.numel() for parameter in discriminator.parameters()) == 2_765_633
+    with torch.no_grad():
+        assert tuple(discriminator(torch.zeros(1, 3, 256, 256)).shape) == (1, 1, 30, 30)
+
+
+def test_the_discriminator_starts_as_its_reference_does():
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(3, 64, 3)
+    norms = [module for module in discriminator.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert discriminator.main[8].weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert norms[-1].weight.mean().item() == pytest.approx(1, abs=0.01)
+    assert norms[-1].weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert all(not norm.bias.any() for norm in norms)
+
+
+def test_the_hinge_loss_is_half_the_sum_of_both_sides():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.5, 0.0])
+    assert discriminator_hinge_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) + (0 + 1.5 + 1)) / 3)
+
+
+def test_the_generators_loss_is_non_saturating_on_each_pictures_mean():
+    logits = torch.tensor([[1.0, -1.0], [0.0, 2 * math.log(3)]]).view(2, 1, 1, 2)
+    assert generator_loss(logits).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
+
+
+def test_lecam_compares_with_running_means_that_it_first_updates():
+    discriminator = PatchDiscriminator(3, 8, 1, lecam_decay=0.9)
+    real, fake = torch.tensor([0.5, 1.5]), torch.tensor([-2.0, 0.0])
+    first = discriminator.lecam_regularization(real, fake)
+    assert discriminator.lecam_real.item() == pytest.approx(0.1)
+    assert discriminator.lecam_fake.item() == pytest.approx(-0.1)
+    assert first.item() == pytest.approx((0.6**2 + 1.6**2) / 2 + (2.1**2 + 0.1**2) / 2)
+    discriminator.lecam_regularization(real, fake)
+    assert discriminator.lecam_real.item() == pytest.approx(0.19)
+
+
+def test_lecams_running_means_are_saved_with_the_weights():
+    discriminator = PatchDiscriminator(3, 8, 1)
+    discriminator.lecam_regularization(torch.ones(2), -torch.ones(2))
+    other = PatchDiscriminator(3, 8, 1)
+    other.load_state_dict(discriminator.state_dict())
+    assert other.lecam_real.item() == pytest.approx(0.001)
+    assert other.lecam_fake.item() == pytest.approx(-0.001)
+
+
+def test_lecams_running_means_take_no_gradient():
+    discriminator = PatchDiscriminator(3, 8, 1)
+    real = torch.ones(2, requires_grad=True)
+    discriminator.lecam_regularization(real, -real).backward()
+    assert not discriminator.lecam_real.requires_grad
+    torch.testing.assert_close(real.grad, 2 * (real.detach() + 0.001))
+
+
+def test_a_random_perceptual_network_is_the_same_in_every_run_and_leaves_the_random_state():
+    pictures = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    values, states = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        values.append(build_perceptual_loss("squeeze", pretrained=False)(*pictures).item())
+        states.append(torch.equal(torch.random.get_rng_state(), before))
+    assert values[0] == values[1] != 0
+    assert states == [True, True]
+
+
+def test_the_perceptual_network_is_frozen_and_passes_gradients_on():
+    perceptual = build_perceptual_loss("squeeze", pretrained=False)
+    assert not any(module.training for module in perceptual.modules())
+    assert not any(parameter.requires_grad for parameter in perceptual.parameters())
+    reconstruction = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    perceptual(torch.ones(1, 3, 64, 64), reconstruction).sum().backward()
+    assert reconstruction.grad.abs().sum() > 0
+
+
+def test_the_terms_of_a_reconstruction_are_given_unweighted():
+    pixels, reconstruction = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.25)
+    quantized = IBQQuantizerOutput(
+        embeddings=None, codes=None, quantization_loss=torch.tensor(2.0), entropy_loss=torch.tensor(-3.0)
+    )
+    losses = reconstruction_losses(pixels, reconstruction, quantized, lambda a, b: torch.tensor([1.0, 4.0]))
+    assert {name: value.item() for name, value in losses.items()} == {
+        "reconstruction": 0.25,
+        "quantization": 2.0,
+        "entropy": -3.0,
+        "perceptual": 2.5,
+    }
+    assert "perceptual" not in reconstruction_losses(pixels, reconstruction, quantized)
+
+
+@pytest.mark.parametrize(
+    ("counts", "usage", "perplexity"), [([3, 3, 0, 0], 0.5, 2.0), ([5, 5, 5, 5], 1.0, 4.0), ([7, 0, 0, 0], 0.25, 1.0)]
+)
+def test_use_of_the_codebook(counts, usage, perplexity):
+    statistics = codebook_statistics(torch.tensor(counts))
+    assert statistics == {"codebook_usage": usage, "codebook_perplexity": pytest.approx(perplexity)}

@@ -1,0 +1,124 @@
+"""Recipes: what comes with the package loads, and what is wrong in one is named."""
+
+import pytest
+
+from train import ETTTrainingArguments, available_recipes, load_recipe
+from train.data import TASKS
+from train.trainer import PARTS
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_every_recipe_of_the_package_is_sound(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.title
+    assert recipe.task in TASKS
+    assert recipe.train and set(recipe.train) <= set(PARTS)
+    ETTTrainingArguments(output_dir=str(tmp_path), **{**recipe.training, "bf16": False})
+
+
+def test_the_papers_stages_come_with_the_package():
+    stages = {"tokenizer", "stage1_alignment", "stage2_semantic", "stage3_chat", "stage3_gen"}
+    assert stages <= set(available_recipes())
+
+
+def test_the_papers_numbers_are_in_its_recipes():
+    """Sections 3.1, 3.3 and 4.1."""
+    assert load_recipe("tokenizer").training["learning_rate"] == 1e-4
+    assert load_recipe("stage1_alignment").train == ["projector"]
+    semantic = load_recipe("stage2_semantic")
+    assert set(semantic.train) == {"vision_tokenizer", "projector", "language_model"}
+    assert (semantic.training["alpha"], semantic.training["learning_rate"]) == (0.25, 4e-5)
+    assert load_recipe("stage3_chat").training["learning_rate"] == 2e-5
+    assert "vision_tokenizer" not in load_recipe("stage3_chat").train + load_recipe("stage3_gen").train
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return str(tmp_path / "mine.yaml")
+
+    return write
+
+
+def test_a_file_of_ones_own_is_a_recipe(recipe_file):
+    recipe = load_recipe(recipe_file("task: caption\ntrain: [projector]\nmodel: {image_size: 64}\n"))
+    assert recipe.train == ["projector"]
+    assert recipe.model.image_size == 64
+    assert recipe.data.split == "train"
+
+
+def test_an_empty_file_is_a_recipe_of_defaults(recipe_file):
+    assert load_recipe(recipe_file("")).task == "caption"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("titel: x", "unknown field 'titel'. Did you mean 'title'?"),
+        ("model: {image_sise: 64}", "unknown field 'model.image_sise'. Did you mean 'image_size'?"),
+        ("data: {in_memry: true}", "unknown field 'data.in_memry'. Did you mean 'in_memory'?"),
+        ("training: {learning_rat: 1}", "unknown field 'training.learning_rat'. Did you mean 'learning_rate'?"),
+        ("training: {xyzzy: 1}", "unknown field 'training.xyzzy'. Known are: "),
+        ("model: 3", "recipe's 'model' is 3; it is a section of fields"),
+        ("[a, b]", "holds a list; a recipe is a mapping of fields to values"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(recipe_file, text, message):
+    with pytest.raises(ValueError) as caught:
+        load_recipe(recipe_file(text))
+    assert message in str(caught.value)
+
+
+def test_an_unknown_recipe_is_an_error_with_a_suggestion():
+    with pytest.raises(ValueError, match=r"There is no recipe 'stage3_chatt'\. Did you mean 'stage3_chat'\?"):
+        load_recipe("stage3_chatt")
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no recipe '.*absent\.yaml'"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+
+
+def test_overrides_go_into_sections_and_are_read_as_yaml():
+    recipe = load_recipe(
+        "stage2_semantic",
+        [
+            "title=My photographs",
+            "train=[projector]",
+            "data.source=photos",
+            "data.in_memory=true",
+            "training.learning_rate=1e-4",
+            "training.part_learning_rates.projector=3e-3",
+            "training.run_name=null",
+        ],
+    )
+    assert recipe.title == "My photographs"
+    assert recipe.train == ["projector"]
+    assert recipe.data.source == "photos"
+    assert recipe.data.in_memory is True
+    assert recipe.training["learning_rate"] == 1e-4
+    assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
+    assert recipe.training["run_name"] is None
+    assert recipe.training["alpha"] == 0.25
+
+
+def test_the_value_of_an_override_may_hold_an_equals_sign():
+    assert load_recipe("stage2_semantic", ["title=a=b"]).title == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate", "has no value; write section.field=value"),
+        ("training.alhpa=1", "unknown field 'training.alhpa'. Did you mean 'alpha'?"),
+        ("trainig.alpha=1", "unknown field 'trainig'. Did you mean 'training'?"),
+        ("task.name=chat", "goes into 'task', which is no section"),
+        ("train=[a", "is no YAML"),
+    ],
+)
+def test_what_is_wrong_in_an_override_is_named(override, message):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("stage2_semantic", [override])
+    assert message in str(caught.value)

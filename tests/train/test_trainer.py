@@ -1,0 +1,433 @@
+"""The trainer: what moves and what stays, in every stage; accumulation; resuming to the last bit."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from train import ETTCollator, ETTTrainer, ETTTrainingArguments, newest_checkpoint, train_only
+from train.discriminator import generator_loss
+
+
+def make_trainer(model, args, items, is_drawing=False, **kwargs):
+    collator = ETTCollator(is_drawing=is_drawing)
+    return ETTTrainer(model=model, args=args, train_dataset=items, data_collator=collator, **kwargs)
+
+
+def snapshot(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def changed(before, module):
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def belongs(name, parts):
+    part = "language_model" if name == "lm_head.weight" else name.removeprefix("model.").split(".")[0]
+    return part in parts
+
+
+# Stages
+
+STAGES = {
+    "alignment": (["projector"], {}, {}),
+    "semantic": (["vision_tokenizer", "projector", "language_model"], {}, {}),
+    "semantic, indices": (["index_embedding", "projector", "language_model"], {"visual_embedding": "index"}, {}),
+    "chat": (["projector", "language_model"], {}, {"codes": True}),
+    "drawing": (["projector", "language_model", "visual_head"], {}, {"codes": True}),
+    "drawing head": (["visual_head"], {}, {"codes": True}),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_part_that_trains_moves_and_every_frozen_one_stays(make_model, arguments, make_items, stage):
+    parts, config, items = STAGES[stage]
+    model = make_model(**config)
+    train_only(model, parts)
+    before = snapshot(model)
+    make_trainer(model, arguments(), make_items(**items), is_drawing="drawing" in stage).train()
+    assert changed(before, model) == {name for name in before if belongs(name, parts)}
+
+
+def test_training_a_tokenizer_moves_all_of_it(make_vision_tokenizer, arguments, make_items):
+    model = make_vision_tokenizer()
+    before = snapshot(model)
+    make_trainer(model, arguments(), make_items()).train()
+    assert changed(before, model) == set(before)
+
+
+def test_a_part_that_the_model_lacks_is_an_error(make_model):
+    with pytest.raises(ValueError, match="no part vision_tower; its parts are vision_tokenizer, projector"):
+        train_only(make_model(), ["projector", "vision_tower"])
+
+
+def test_freezing_tells_each_parts_size_and_whether_it_trains(make_model):
+    model = make_model()
+    told = train_only(model, ["projector"])
+    assert told["projector"] == (sum(p.numel() for p in model.model.projector.parameters()), True)
+    assert told["visual_head"] == (32 * 32, False)
+    assert sum(count for count, _ in told.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_with_everything_frozen_training_is_an_error(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, [])
+    with pytest.raises(ValueError, match="Nothing to train"):
+        make_trainer(model, arguments(), make_items()).train()
+
+
+# The adversary
+
+
+def test_the_discriminator_moves_in_its_own_step(make_vision_tokenizer, arguments, make_items):
+    trainer = make_trainer(make_vision_tokenizer(), arguments(), make_items())
+    before = snapshot(trainer.discriminator)
+    trainer.train()
+    assert changed(before, trainer.discriminator) == set(before)
+
+
+def test_the_generators_loss_gives_the_discriminator_no_gradient(make_vision_tokenizer, arguments, make_items):
+    trainer = make_trainer(make_vision_tokenizer(), arguments(), make_items())
+    reconstruction = torch.rand(2, 3, 16, 16, requires_grad=True)
+    generator_loss(trainer._judge(reconstruction)).backward()
+    assert reconstruction.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in trainer.discriminator.parameters())
+    assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
+
+
+def test_the_discriminators_loss_gives_the_generator_no_gradient(make_vision_tokenizer, arguments, make_items):
+    """Without a weight in the loss, the adversary alone must not move the tokenizer."""
+    updates = []
+    for weight in (1e-30, 0.0):
+        args = one_step(arguments, 4, 1, adversarial_weight=weight)
+        updates.append(gradients_after_one_step(make_vision_tokenizer(), args, make_items()))
+    torch.testing.assert_close(updates[0], updates[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_discriminator_steps_once_for_all_accumulated_batches(make_vision_tokenizer, arguments, make_items):
+    args = arguments(max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+    trainer.train()
+    steps = {state["step"].item() for state in trainer.discriminator_optimizer.state_dict()["state"].values()}
+    assert steps == {1}
+
+
+def test_the_discriminator_waits_for_its_first_step(make_vision_tokenizer, arguments, make_items):
+    trainer = make_trainer(make_vision_tokenizer(), arguments(discriminator_start_step=1), make_items())
+    trainer.train()
+    first, second = [entry for entry in trainer.state.log_history if "vq_loss" in entry]
+    assert "adversarial_loss" not in first and "discriminator_loss" not in first
+    assert "adversarial_loss" in second and "discriminator_loss" in second
+
+
+@pytest.mark.parametrize(
+    ("parts", "weights"),
+    [(["projector"], {}), (["vision_tokenizer", "projector"], {"adversarial_weight": 0.0})],
+    ids=["frozen tokenizer", "no weight"],
+)
+def test_no_discriminator_where_none_is_needed(make_model, arguments, make_items, parts, weights):
+    model = make_model()
+    train_only(model, parts)
+    assert make_trainer(model, arguments(**weights), make_items()).discriminator is None
+
+
+# The objective
+
+
+def gradients_after_one_step(model, args, items):
+    """With plain gradient descent of rate 1, the gradient is what the weights lost."""
+    before = snapshot(model)
+    make_trainer(model, args, items).train()
+    return {name: before[name] - value for name, value in model.state_dict().items()}
+
+
+def one_step(arguments, batch_size, accumulation, **changes):
+    # The batch's mean assignment makes the entropy loss differ between one batch of four and four of one, by nature.
+    return arguments(
+        max_steps=1,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        **{
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "max_grad_norm": 0.0,
+            "adversarial_weight": 0.0,
+            "entropy_weight": 0.0,
+            **changes,
+        },
+    )
+
+
+def test_accumulation_does_not_change_the_update_of_captions_and_pictures(make_model, arguments, make_items):
+    items = make_items()
+    assert len({len(item["input_ids"]) for item in items}) > 1, "captions of equal length would hide a wrong mean"
+    updates = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = make_model()
+        train_only(model, ["vision_tokenizer", "projector", "language_model"])
+        updates.append(gradients_after_one_step(model, one_step(arguments, batch_size, accumulation), items))
+    assert updates[0]["model.vision_tokenizer.decoder.conv_out.weight"].abs().max() > 1e-3
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
+
+
+def test_accumulation_does_not_change_the_update_of_drawings(make_model, arguments, make_items):
+    updates = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = make_model()
+        train_only(model, ["visual_head"])
+        before = snapshot(model)
+        args = one_step(arguments, batch_size, accumulation)
+        make_trainer(model, args, make_items(codes=True), is_drawing=True).train()
+        updates.append(before["visual_head.weight"] - model.state_dict()["visual_head.weight"])
+    assert updates[0].abs().max() > 1e-3
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
+
+
+def test_accumulation_does_not_change_the_update_of_a_tokenizer(make_vision_tokenizer, arguments, make_items):
+    updates = [
+        gradients_after_one_step(make_vision_tokenizer(), one_step(arguments, *sizes), make_items())
+        for sizes in ((4, 1), (1, 4))
+    ]
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_objective_is_the_caption_loss_plus_alpha_times_the_weighted_terms(make_model, arguments, make_items):
+    """Equation 3 written out for one batch, by its gradient."""
+    items = make_items()
+    weights = {"alpha": 0.7, "quantization_weight": 2.0, "entropy_weight": 0.3}
+    parts = ["vision_tokenizer", "projector", "language_model"]
+    model, reference = make_model(), make_model()
+    for each in (model, reference):
+        train_only(each, parts)
+    update = gradients_after_one_step(model, one_step(arguments, 4, 1, **weights), items)
+    # Batches come shuffled; only the mean assignment of the whole batch could depend on order, and it does not.
+    batch = ETTCollator()(items)
+    output = reference.train()(**batch, return_reconstruction=True)
+    vq_loss = (
+        (output.reconstruction - batch["pixel_values"]).abs().mean()
+        + 2.0 * output.quantized.quantization_loss
+        + 0.3 * output.quantized.entropy_loss
+    )
+    (output.loss + 0.7 * vq_loss).backward()
+    for name, parameter in reference.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(update[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_alpha_zero_leaves_the_caption_loss_alone(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, ["vision_tokenizer", "projector", "language_model"])
+    update = gradients_after_one_step(model, one_step(arguments, 4, 1, alpha=0.0), make_items())
+    assert not update["model.vision_tokenizer.decoder.conv_out.weight"].any()
+    assert update["model.vision_tokenizer.encoder.conv_in.weight"].any()
+
+
+# Optimizer
+
+
+def test_parts_have_their_own_learning_rates(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, ["projector", "language_model"])
+    args = arguments(part_learning_rates={"projector": 5e-2})
+    groups = make_trainer(model, args, make_items()).create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert {rates[id(parameter)] for parameter in model.model.projector.parameters()} == {5e-2}
+    assert {rates[id(parameter)] for parameter in model.model.language_model.parameters()} == {1e-3}
+    assert len(rates) == sum(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_learning_rate_for_an_unknown_part_is_an_error(make_model, arguments, make_items):
+    args = arguments(part_learning_rates={"projektor": 1.0})
+    with pytest.raises(ValueError, match="part_learning_rates names projektor; this model's parts are"):
+        make_trainer(make_model(), args, make_items()).create_optimizer()
+
+
+def test_settings_out_of_range_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="perceptual_network is 'resnet'; expected vgg, alex or squeeze"):
+        ETTTrainingArguments(output_dir=str(tmp_path), perceptual_network="resnet")
+    with pytest.raises(ValueError, match="entropy_weight is -1; a loss weight cannot be negative"):
+        ETTTrainingArguments(output_dir=str(tmp_path), entropy_weight=-1)
+
+
+# Logs
+
+
+def test_logs_hold_every_loss_and_the_use_of_the_codebook(make_model, make_vision_tokenizer, arguments, make_items):
+    model = make_model(vision_tokenizer=make_vision_tokenizer(patch_size=4), image_size=32)
+    train_only(model, ["vision_tokenizer", "projector"])
+    items = make_items()
+    for item in items:
+        item["pixel_values"] = item["pixel_values"].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    args = arguments(perceptual_weight=1.0, perceptual_network="squeeze", perceptual_pretrained=False, max_steps=1)
+    trainer = make_trainer(model, args, items)
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    losses = {f"{name}_loss" for name in ("caption", "vq", "reconstruction", "quantization", "entropy", "perceptual")}
+    losses |= {"adversarial_loss", "discriminator_loss", "lecam", "real_logits", "fake_logits"}
+    assert losses | {"psnr", "codebook_usage", "codebook_perplexity", "learning_rate", "grad_norm"} <= set(logged)
+    assert 1 / 32 <= logged["codebook_usage"] <= 1
+    assert 1 <= logged["codebook_perplexity"] <= 32 * logged["codebook_usage"] + 1e-6
+    total = (
+        logged["reconstruction_loss"]
+        + logged["quantization_loss"]
+        + 0.05 * logged["entropy_loss"]
+        + logged["perceptual_loss"]
+        + 0.1 * logged["adversarial_loss"]
+    )
+    assert logged["vq_loss"] == pytest.approx(total, rel=1e-5)
+    assert logged["loss"] == pytest.approx(logged["caption_loss"] + 0.25 * logged["vq_loss"], rel=1e-3)
+
+
+def test_the_logged_caption_loss_is_a_mean_however_batches_accumulate(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, ["projector"])
+    batch = ETTCollator()(make_items(1))
+    with torch.no_grad():
+        expected = model(**batch).loss.item()
+    items = make_items(1) * 4
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = make_model()
+        train_only(model, ["projector"])
+        trainer = make_trainer(model, one_step(arguments, batch_size, accumulation), items)
+        trainer.train()
+        assert trainer.state.log_history[0]["caption_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_psnr_is_that_of_pictures_between_0_and_1(make_vision_tokenizer, arguments, make_items):
+    model, items = make_vision_tokenizer(), make_items(2)
+    with torch.no_grad():
+        pixels = ETTCollator()(items)["pixel_values"]
+        error = (((pixels + 1) / 2 - (model(pixels).sample + 1) / 2) ** 2).mean()
+    trainer = make_trainer(model, arguments(max_steps=1), items)
+    trainer.train()
+    assert trainer.state.log_history[0]["psnr"] == pytest.approx(-10 * torch.log10(error).item(), rel=1e-5)
+
+
+# Checkpoints
+
+
+def timeless(history):
+    """What was logged, less durations."""
+    entries = [entry for entry in history if "train_runtime" not in entry]
+    return [{key: value for key, value in entry.items() if "runtime" not in key} for entry in entries]
+
+
+def joint_trainer(make_model, args, items):
+    model = make_model()
+    train_only(model, ["vision_tokenizer", "projector", "language_model"])
+    return make_trainer(model, args, items)
+
+
+def test_a_resumed_joint_run_is_the_uninterrupted_one_to_the_last_bit(make_model, arguments, make_items, tmp_path):
+    items = make_items(8)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "cosine"}
+    whole = joint_trainer(make_model, arguments(**options), items)
+    whole.train()
+
+    folder = tmp_path / "run"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    torch.manual_seed(123)
+    resumed = joint_trainer(make_model, arguments(**options, output_dir=str(tmp_path / "again")), items)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+
+    for ours, theirs in ((resumed.model, whole.model), (resumed.discriminator, whole.discriminator)):
+        assert changed(theirs.state_dict(), ours) == set()
+    for name in ("optimizer", "discriminator_optimizer"):
+        torch.testing.assert_close(
+            getattr(resumed, name).state_dict()["state"], getattr(whole, name).state_dict()["state"], rtol=0, atol=0
+        )
+    assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
+    assert resumed.discriminator.lecam_real.item() != 0
+
+
+def test_a_resumed_tokenizer_run_is_the_uninterrupted_one_to_the_last_bit(
+    make_vision_tokenizer, arguments, make_items, tmp_path
+):
+    items = make_items(8)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(make_vision_tokenizer(), arguments(**options), items)
+    whole.train()
+    resumed = make_trainer(make_vision_tokenizer(), arguments(**options, output_dir=str(tmp_path / "again")), items)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert changed(whole.model.state_dict(), resumed.model) == set()
+    assert changed(whole.discriminator.state_dict(), resumed.discriminator) == set()
+
+
+def test_a_checkpoint_is_a_model_folder(make_model, make_vision_tokenizer, arguments, make_items, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    tokenizer = make_vision_tokenizer()
+    make_trainer(tokenizer, arguments(**saving), make_items()).train()
+    loaded = IBQModel.from_pretrained(tmp_path / "run" / "checkpoint-1")
+    assert changed(tokenizer.state_dict(), loaded) == set()
+
+    args = arguments(**saving, output_dir=str(tmp_path / "joint"))
+    trainer = joint_trainer(make_model, args, make_items())
+    trainer.train()
+    loaded = ETTForConditionalGeneration.from_pretrained(tmp_path / "joint" / "checkpoint-1")
+    assert changed(trainer.model.state_dict(), loaded) == set()
+
+
+def test_the_newest_checkpoint_is_the_newest_complete_one(tmp_path):
+    for step, state in ((2, {"global_step": 2}), (10, {"global_step": 10}), (9, {"global_step": 9})):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 1')
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    (tmp_path / "checkpoint-9" / "trainer_state.json").unlink()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+# Evaluation
+
+
+def test_evaluation_gives_the_mean_caption_loss_and_moves_nothing(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, ["vision_tokenizer", "projector", "language_model"])
+    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), make_items())
+    before = snapshot(model)
+    metrics = trainer.evaluate(make_items())
+    with torch.no_grad():
+        expected = model(**ETTCollator()(make_items())).loss.item()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert changed(before, model) == set()
+
+
+def test_evaluation_of_drawing_gives_the_mean_code_loss(make_model, arguments, make_items):
+    model, items = make_model(), make_items(codes=True)
+    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), items, is_drawing=True)
+    with torch.no_grad():
+        expected = model(**ETTCollator(is_drawing=True)(items)).loss.item()
+    assert trainer.evaluate(items)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_of_a_tokenizer_moves_neither_it_nor_its_adversary(make_vision_tokenizer, arguments, make_items):
+    model, items = make_vision_tokenizer(), make_items()
+    args = arguments(per_device_eval_batch_size=4, adversarial_weight=1e-9)
+    trainer = make_trainer(model, args, items)
+    before, adversary = snapshot(model), snapshot(trainer.discriminator)
+    metrics = trainer.evaluate(items)
+    with torch.no_grad():
+        pixels = ETTCollator()(items)["pixel_values"]
+        output = model(pixels)
+        quantized = output.quantized
+        expected = (output.sample - pixels).abs().mean() + quantized.quantization_loss + 0.05 * quantized.entropy_loss
+    assert metrics["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert changed(before, model) == changed(adversary, trainer.discriminator) == set()
+
+
+def test_logs_of_training_hold_nothing_of_evaluation_nor_the_reverse(make_vision_tokenizer, arguments, make_items):
+    args = arguments(logging_steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(), eval_dataset=make_items(8))
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [1, 2]
+    assert not any("vq_loss" in entry or "codebook_usage" in entry for entry in evaluations)
+    assert int(trainer._code_counts.sum()) == 0
