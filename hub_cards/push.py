@@ -16,6 +16,7 @@ IGNORED = [
     "scheduler*",
     "rng_state*",
     "runs/*",
+    "training/*",
     ".*",
     "*.tmp",
     "*.bin",

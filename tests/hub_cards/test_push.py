@@ -58,7 +58,13 @@ def test_a_tokenizer_in_diffusers_format_is_a_model_folder(api, folder):
 
 
 def test_training_state_and_pickles_stay_behind(api, folder):
-    for name in ("checkpoint-10/model.safetensors", "checkpoint-10/optimizer.pt", "runs/events.1", ".cache/x"):
+    for name in (
+        "checkpoint-10/model.safetensors",
+        "checkpoint-10/optimizer.pt",
+        "training/recipe.yaml",
+        "runs/events.1",
+        ".cache/x",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     for name in ("optimizer.safetensors", "training_args.bin", "old.ckpt", "training.json"):
