@@ -105,3 +105,11 @@ def test_a_code_beyond_the_codebook_is_an_error(make_vision_tokenizer, code):
 def test_flat_codes_are_an_error(make_vision_tokenizer):
     with pytest.raises(ValueError, match=r"shape \(16,\); expected \(batch_size, height, width\)"):
         make_vision_tokenizer().decode_codes(torch.zeros(16, dtype=torch.long))
+
+
+def test_pixels_are_centred_before_the_encoder_and_put_back_after_the_decoder(make_vision_tokenizer, pixels):
+    plain, centred = make_vision_tokenizer(), make_vision_tokenizer(pixel_mean=0.5, pixel_std=0.25)
+    with torch.no_grad():
+        latents = centred.encode(pixels).latents
+        assert torch.equal(latents, plain.encode((pixels - 0.5) / 0.25).latents)
+        assert torch.equal(centred.decode(latents).sample, plain.decode(latents).sample * 0.25 + 0.5)

@@ -70,11 +70,21 @@ def test_of_a_drawing_no_token_is_predicted_and_the_picture_comes_last(processor
 
 
 def test_of_text_alone_everything_is_predicted(processor):
-    examples = SceneExamples("text", 0, "train", 1)
+    examples = SceneExamples("text", 0, "train", 1, questions_per_scene=0)
     item = PreparedDataset(examples, "text", processor)[0]
     assert set(item) == {"input_ids", "labels"}
     assert item["labels"] == item["input_ids"]
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
+
+
+def test_a_conversation_about_a_text_follows_it_without_a_picture(processor):
+    example = SceneExamples("text", 0, "train", 1, questions_per_scene=2)[0]
+    item = PreparedDataset([example], "text", processor)[0]
+    expected = example["text"] + "<|im_end|>" + processor.apply_chat_template(example["messages"])
+    assert len(example["messages"]) == 4
+    assert item["labels"] == item["input_ids"]
+    assert item["input_ids"] == processor.tokenizer(expected, add_special_tokens=False)["input_ids"]
+    assert processor.image_token_id not in item["input_ids"]
 
 
 def test_of_a_reconstruction_there_are_pixels_only(processor):
@@ -238,7 +248,7 @@ def test_a_folder_of_unreadable_pictures_is_an_error(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"nothing")
     examples = FolderExamples(str(tmp_path), "reconstruction")
-    with pytest.raises(ValueError, match="None of the 2 pictures of .* can be read"):
+    with pytest.raises(ValueError, match=r"None of the 2 pictures of .* can be read"):
         examples[0]
 
 

@@ -153,7 +153,7 @@ def test_a_finished_folder_is_not_trained_over(stages):
 
 
 def test_a_folder_of_another_recipe_is_refused(stages):
-    with pytest.raises(ValueError, match="holds a run of another recipe .they differ in training"):
+    with pytest.raises(ValueError, match=r"holds a run of another recipe \(they differ in training"):
         run_recipe("demo_tokenizer", [*TOKENIZER, "training.learning_rate=1"], stages["tokenizer"])
 
 

@@ -114,6 +114,16 @@ def test_the_discriminator_steps_once_for_all_accumulated_batches(make_vision_to
     assert steps == {1}
 
 
+def test_critics_see_a_part_of_the_batch_where_told_so(make_vision_tokenizer, arguments, make_items):
+    args = arguments(max_steps=1, per_device_train_batch_size=4, critics_batch_size=2)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+    sizes = []
+    trainer.discriminator.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    trainer.perceptual = lambda pixels, reconstruction: sizes.append(len(pixels)) or torch.zeros(len(reconstruction))
+    trainer.train()
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_the_discriminator_waits_for_its_first_step(make_vision_tokenizer, arguments, make_items):
     trainer = make_trainer(make_vision_tokenizer(), arguments(discriminator_start_step=1), make_items())
     trainer.train()
@@ -196,7 +206,7 @@ def test_accumulation_does_not_change_the_update_of_a_tokenizer(make_vision_toke
 def test_the_objective_is_the_caption_loss_plus_alpha_times_the_weighted_terms(make_model, arguments, make_items):
     """Equation 3 written out for one batch, by its gradient."""
     items = make_items()
-    weights = {"alpha": 0.7, "quantization_weight": 2.0, "entropy_weight": 0.3}
+    weights = {"alpha": 0.7, "squared_error_weight": 1.5, "quantization_weight": 2.0, "entropy_weight": 0.3}
     parts = ["vision_tokenizer", "projector", "language_model"]
     model, reference = make_model(), make_model()
     for each in (model, reference):
@@ -207,6 +217,7 @@ def test_the_objective_is_the_caption_loss_plus_alpha_times_the_weighted_terms(m
     output = reference.train()(**batch, return_reconstruction=True)
     vq_loss = (
         (output.reconstruction - batch["pixel_values"]).abs().mean()
+        + 1.5 * (output.reconstruction - batch["pixel_values"]).square().mean()
         + 2.0 * output.quantized.quantization_loss
         + 0.3 * output.quantized.entropy_loss
     )
