@@ -83,7 +83,7 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     """Trains, evaluates and reports everything.
 
     Args:
-        output_dir: Receives `ett-tokenizer/`, `ett-chat/`, `ett-gen/`, `report/`, and `ett-work/` for what lies between.
+        output_dir: Receives `ett-tokenizer/`, `ett-chat/`, `ett-gen/`, `report/`; `ett-work/` has what lies between.
         seed: Of data, weights and sampling.
         quick: Every stage with a few steps, to see that all runs; its figures mean nothing.
         resume: Go on where an earlier run in the folder stopped.

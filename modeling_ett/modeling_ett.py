@@ -92,7 +92,7 @@ class ETTPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def _init_weights(self, module: nn.Module):
-        if getattr(module, "is_vision_tokenizer", False):
+        if getattr(module, "keeps_torch_init", False):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         else:
@@ -115,8 +115,9 @@ class ETTModel(ETTPreTrainedModel):
             input_scale = 1.0
         self.projector = ETTProjector(vq_config.vq_embed_dim, config.text_config.hidden_size, input_scale)
         self.language_model = AutoModel.from_config(config.text_config)
-        for module in self.vision_tokenizer.modules():
-            module.is_vision_tokenizer = True
+        # A language model's small deviation would start the projector near zero.
+        for module in (*self.vision_tokenizer.modules(), *self.projector.modules()):
+            module.keeps_torch_init = True
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -111,7 +111,8 @@ class SceneExamples(Dataset):
         return example
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Questions and answers; about a picture every fourth starts with a request for a caption."""
+        """Questions and answers; about a picture every fourth ends with a request for a caption, which
+        would give the answers away at the start."""
         questions = scenes_ett.questions(scene, rng)
         by_type = {kind: [q for q in questions if q.type == kind] for kind in {q.type for q in questions}}
         turns = []
@@ -122,7 +123,7 @@ class SceneExamples(Dataset):
                 turns.append((question.question, question.answer))
         turns = turns[: self.questions_per_scene]
         if self.task == "chat" and rng.random() < 0.25:
-            turns.insert(0, (CAPTION_PROMPT, scenes_ett.caption(scene, rng)))
+            turns.append((CAPTION_PROMPT, scenes_ett.caption(scene, rng)))
         messages = []
         for question, answer in turns:
             content = [{"type": "text", "text": question}]
