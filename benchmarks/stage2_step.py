@@ -141,9 +141,13 @@ def measure(batch_size: int | None, repeats: int) -> dict:
         trainer.train()
     steps = clock.steps[WARM_UP_STEPS:]
     seconds = {part: statistics.median(step[part] for step in steps) for part in steps[0]}
-    in_parts = sum(seconds.values()) - seconds[WHOLE]
+    # Medians do not add up exactly; shares are of their sum.
+    total = sum(value for part, value in seconds.items() if part != WHOLE)
     return {
-        "parts": {part: {"seconds": value, "share": min(value / in_parts, 1.0)} for part, value in seconds.items()},
+        "parts": {
+            part: {"seconds": value, "share": 1.0 if part == WHOLE else value / total}
+            for part, value in seconds.items()
+        },
         "repeats": repeats,
         "batch_size": trainer.args.per_device_train_batch_size,
         "codes_per_picture": (load_recipe("demo_tokenizer").model.image_size // vision_tokenizer.spatial_factor) ** 2,
