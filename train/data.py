@@ -46,14 +46,14 @@ def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segmen
 
 def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     """A conversation in the chat template; the assistant's turns are predicted, with the token that ends them."""
+    messages, end = example["messages"], processor.tokenizer.eos_token
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    before = processor.apply_chat_template([messages[:index] for index in turns], add_generation_prompt=True)
+    after = processor.apply_chat_template([messages[: index + 1] for index in turns])
     segments: Segments = []
-    messages, done = example["messages"], ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        asked = processor.apply_chat_template(messages[:index], add_generation_prompt=True)
-        answered = processor.apply_chat_template(messages[: index + 1])
-        answer, end = answered[len(asked) :], processor.tokenizer.eos_token
+    done = ""
+    for asked, answered in zip(before, after, strict=True):
+        answer = answered[len(asked) :]
         kept = answer.rfind(end) + len(end) if end in answer else len(answer)
         segments += [(asked[len(done) :], False), (answer[:kept], True), (answer[kept:], False)]
         done = answered
@@ -265,11 +265,12 @@ class PreparedDataset(Dataset):
 
     def _tokens(self, example: dict[str, Any]) -> dict[str, list[int]]:
         input_ids, labels = [], []
+        texts, predicted = zip(*TASKS[self.task](example, self.processor), strict=True)
+        self.processor.check_vocabulary("\n".join(texts))
         placeholder = self.processor.image_placeholder()
-        for text, is_predicted in TASKS[self.task](example, self.processor):
-            self.processor.check_vocabulary(text)
-            expanded = text.replace(self.processor.image_token, placeholder)
-            ids = self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        expanded = [text.replace(self.processor.image_token, placeholder) for text in texts]
+        encoded = self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        for ids, is_predicted in zip(encoded, predicted, strict=True):
             input_ids += ids
             labels += ids if is_predicted else [IGNORED] * len(ids)
         if len(input_ids) > self.max_length:
