@@ -274,11 +274,20 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
-            TypeError: `language_model` has no output embeddings or `vision_tokenizer` is no [`IBQModel`].
+            TypeError: `language_model` has no head, or one that does more than multiply, or `vision_tokenizer` is no
+                [`IBQModel`].
         """
-        if language_model.get_output_embeddings() is None:
+        head = language_model.get_output_embeddings()
+        if head is None:
             raise TypeError(
                 f"{type(language_model).__name__} has no language-modelling head; load it with AutoModelForCausalLM."
+            )
+        text_config = language_model.config
+        scaling = getattr(text_config, "logits_scaling", 1.0) or 1.0
+        if head.bias is not None or getattr(text_config, "final_logit_softcapping", None) or scaling != 1.0:
+            raise TypeError(
+                f"{type(language_model).__name__} adds to, scales or caps what its head's matrix gives; ETT supports "
+                "heads without, such as those of Qwen, Llama, SmolLM and Gemma 1 and 3."
             )
         if type(vision_tokenizer).__name__ != IBQModel.__name__:
             raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")

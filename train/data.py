@@ -218,6 +218,10 @@ class FolderExamples(Dataset):
             example["messages"] = row[self.messages_column]
         elif self.task != "reconstruction":
             example["text"] = row[self.text_column]
+            if not isinstance(example["text"], str):
+                raise ValueError(
+                    f"'{self.path}' has an example whose {self.text_column!r} is {example['text']!r}; expected text."
+                )
         return example
 
 
@@ -267,6 +271,12 @@ class PreparedDataset(Dataset):
         input_ids, labels = [], []
         texts, predicted = zip(*TASKS[self.task](example, self.processor), strict=True)
         self.processor.check_vocabulary("\n".join(texts))
+        placeholders = sum(text.count(self.processor.image_token) for text in texts)
+        if placeholders != len(example["images"]):
+            raise ValueError(
+                f"An example has {len(example['images'])} pictures and {placeholders} placeholders "
+                f"{self.processor.image_token} in its text; give one placeholder for each."
+            )
         placeholder = self.processor.image_placeholder()
         expanded = [text.replace(self.processor.image_token, placeholder) for text in texts]
         encoded = self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]

@@ -65,14 +65,14 @@ def run_recipe(
         logger.warning("%s holds a finished model of this recipe already.", output_dir)
         return output_dir
     checkpoint = newest_checkpoint(work) if resume else None
-    args = training_arguments(recipe, work)
+    seed = recipe.training.get("seed", 0)
+    examples = build_examples(recipe, seed)
+    args = training_arguments(recipe, work, seed)
 
-    set_seed(args.seed)
-    examples = build_examples(recipe, args.seed)
+    set_seed(seed)
     model, processor = build_model(recipe, examples)
     parts = train_only(model, recipe.train)
-    train_dataset = build_dataset(recipe, examples, model, processor, args.seed)
-    set_seed(args.seed)
+    train_dataset = build_dataset(recipe, examples, model, processor, seed)
 
     work.mkdir(parents=True, exist_ok=True)
     _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
@@ -95,7 +95,7 @@ def run_recipe(
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
             "recipe": resolved,
-            "seed": args.seed,
+            "seed": seed,
             "steps": trainer.state.global_step,
             "seconds": time.monotonic() - start,
             "versions": library_versions(),
@@ -142,9 +142,17 @@ def check_output_folder(output_dir: Path, resolved: dict[str, Any], resume: bool
     return finished
 
 
-def training_arguments(recipe: Recipe, work: Path) -> ETTTrainingArguments:
-    """The recipe's `training` section, with the settings that follow from the machine."""
-    defaults = {"dataloader_pin_memory": torch.cuda.is_available(), "save_total_limit": 1}
+def training_arguments(recipe: Recipe, work: Path, seed: int) -> ETTTrainingArguments:
+    """The recipe's `training` section, with the settings that follow from the machine. The order of the data depends
+    on the seed alone, so that stages which differ in what they train see the same."""
+    has_accelerator = torch.accelerator.is_available()
+    defaults = {
+        "seed": seed,
+        "data_seed": seed,
+        "save_total_limit": 1,
+        "use_cpu": not has_accelerator,
+        "dataloader_pin_memory": has_accelerator,
+    }
     try:
         return ETTTrainingArguments(output_dir=str(work), **{**defaults, **recipe.training})
     except TypeError as error:
