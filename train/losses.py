@@ -1,6 +1,7 @@
 """Equation 1 of the paper: what a reconstruction costs, term by term."""
 
 import logging
+import warnings
 
 import lpips
 import torch
@@ -26,7 +27,7 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
     """
     if pretrained:
         try:
-            loss = lpips.LPIPS(net=network, verbose=False)
+            loss = _lpips(network, pnet_rand=False)
         except OSError as error:
             raise OSError(
                 f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once "
@@ -39,8 +40,15 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(PERCEPTUAL_SEED)
-            loss = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+            loss = _lpips(network, pnet_rand=True)
     return loss.eval().requires_grad_(False)
+
+
+def _lpips(network: str, pnet_rand: bool) -> nn.Module:
+    with warnings.catch_warnings():
+        # lpips asks torchvision for its networks in a way that torchvision deprecates.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        return lpips.LPIPS(net=network, pnet_rand=pnet_rand, verbose=False)
 
 
 def reconstruction_losses(

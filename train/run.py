@@ -87,8 +87,8 @@ def run_recipe(
         processing_class=processor,
     )
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.args.should_save:
