@@ -98,16 +98,13 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     transformers_logging.disable_progress_bar()
     start = time.monotonic()
     output_dir = Path(output_dir)
+    folders = {stage.name: output_dir / stage.folder for stage in STAGES}
+    overrides = {stage.name: stage_overrides(stage, folders, seed, quick) for stage in STAGES}
+    check_output(output_dir, folders, overrides, resume)
     clock = Clock([stage.seconds for stage in STAGES] + [EVALUATION_SECONDS])
-    folders: dict[str, Path] = {}
     for number, stage in enumerate(STAGES, 1):
-        clock.begin(number, stage.recipe if not stage.overrides else stage.name)
-        overrides = [f"training.seed={seed}", *stage.overrides]
-        overrides += [f"{key}={folders[name]}" for key, name in stage.start.items()]
-        if quick:
-            overrides += [f"{key}={value}" for key, value in QUICK.items()]
-        folder = output_dir / stage.folder
-        folders[stage.name] = train.run_recipe(stage.recipe, overrides, folder, resume)
+        clock.begin(number, stage.name)
+        train.run_recipe(stage.recipe, overrides[stage.name], folders[stage.name], resume)
     clock.begin(len(STAGES) + 1, "evaluation")
     results = evaluate(folders, seed, quick)
     results["seconds"] = time.monotonic() - start
@@ -115,6 +112,25 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     page = evaluation_ett.write_report(results, output_dir / "report")
     write_cards(folders, results)
     return page
+
+
+def stage_overrides(stage: Stage, folders: dict[str, Path], seed: int, quick: bool) -> list[str]:
+    """What a stage changes in its recipe."""
+    overrides = [f"training.seed={seed}", *stage.overrides]
+    overrides += [f"{key}={folders[name]}" for key, name in stage.start.items()]
+    if quick:
+        overrides += [f"{key}={value}" for key, value in QUICK.items()]
+    return overrides
+
+
+def check_output(output_dir: Path, folders: dict[str, Path], overrides: dict[str, list[str]], resume: bool):
+    """Raises `ValueError` where a folder that the demo will write holds something else, before any long work."""
+    for stage in STAGES:
+        recipe = train.load_recipe(stage.recipe, overrides[stage.name])
+        train.check_output_folder(folders[stage.name], recipe, resume)
+    report = output_dir / "report"
+    if report.exists() and not (report / "results.json").is_file():
+        raise ValueError(f"'{report}' holds something else than a report; choose another --output-dir.")
 
 
 class Clock:

@@ -3,7 +3,7 @@
 from .arguments import ETTTrainingArguments
 from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from .recipes import Recipe, available_recipes, load_recipe
-from .run import RECORD_NAME, library_versions, read_record, run_recipe, write_record
+from .run import RECORD_NAME, check_output_folder, library_versions, read_record, run_recipe, write_record
 from .trainer import ETTTrainer, newest_checkpoint, train_only
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Recipe",
     "SceneExamples",
     "available_recipes",
+    "check_output_folder",
     "library_versions",
     "load_recipe",
     "newest_checkpoint",

@@ -61,7 +61,7 @@ def run_recipe(
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
     work = output_dir / WORK_FOLDER
     resolved = dataclasses.asdict(recipe)
-    if check_output_folder(output_dir, resolved, resume):
+    if check_output_folder(output_dir, recipe, resume):
         logger.warning("%s holds a finished model of this recipe already.", output_dir)
         return output_dir
     checkpoint = newest_checkpoint(work) if resume else None
@@ -113,7 +113,7 @@ def run_recipe(
     return output_dir
 
 
-def check_output_folder(output_dir: Path, resolved: dict[str, Any], resume: bool) -> bool:
+def check_output_folder(output_dir: Path, recipe: Recipe, resume: bool = True) -> bool:
     """Whether the folder holds this recipe's finished model.
 
     Raises:
@@ -129,7 +129,7 @@ def check_output_folder(output_dir: Path, resolved: dict[str, Any], resume: bool
             f"'{output_dir}' holds something else (for instance {min(path.name for path in output_dir.iterdir())}); "
             "choose an empty or new --output-dir."
         )
-    started = yaml.safe_load(recipe_file.read_text())
+    started, resolved = yaml.safe_load(recipe_file.read_text()), dataclasses.asdict(recipe)
     if started != resolved:
         differing = [key for key in resolved if started.get(key) != resolved[key]]
         raise ValueError(
@@ -353,4 +353,4 @@ def _write(path: Path, text: str):
     os.replace(temporary, path)
 
 
-__all__ = ["RECORD_NAME", "library_versions", "read_record", "run_recipe", "write_record"]
+__all__ = ["RECORD_NAME", "check_output_folder", "library_versions", "read_record", "run_recipe", "write_record"]
