@@ -4,6 +4,7 @@ The stages are recipes (`train/recipes/demo_*.yaml`); this module runs them in o
 tuning, then hands the models to evaluation, report and cards.
 """
 
+import multiprocessing
 import resource
 import sys
 import time
@@ -36,8 +37,10 @@ class Stage:
         name: Its key in the report.
         recipe: Name of the recipe.
         folder: Where it goes, below the output folder.
-        start: Names of stages it starts from, by the recipe's field for each.
         seconds: What it takes on two idle cores, for the time left.
+        start: Names of stages it starts from, by the recipe's field for each.
+        beside: Runs beside the others, in a process of its own: two processes of one thread get half as much again
+            out of two cores as one of two threads does with models this small.
         overrides: Further fields of the recipe.
     """
 
@@ -47,28 +50,36 @@ class Stage:
     seconds: float
     start: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    beside: bool = False
 
-
-FROZEN = ("title=Stage 2 without tuning", "train=[projector, language_model]")
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 300),
-    Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
-    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 40, {"model.path": "language"}),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 330, {"model.path": "alignment"}),
-    Stage("chat", "demo_chat", "ett-chat", 150, {"model.path": "semantic"}),
-    Stage("gen", "demo_gen", "ett-gen", 220, {"model.path": "semantic"}),
-    Stage("semantic-frozen", "demo_semantic", f"{WORK}/semantic-frozen", 110, {"model.path": "alignment"}, FROZEN),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 390),
+    Stage("language", "demo_language", f"{WORK}/language", 65, {"model.vision_tokenizer": "tokenizer"}),
+    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 30, {"model.path": "language"}),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 530, {"model.path": "alignment"}),
+    Stage("gen", "demo_gen", "ett-gen", 310, {"model.path": "semantic"}),
+    Stage(
+        "semantic-frozen",
+        "demo_semantic",
+        f"{WORK}/semantic-frozen",
+        200,
+        {"model.path": "alignment"},
+        ("title=Stage 2 without tuning", "train=[projector, language_model]"),
+        beside=True,
+    ),
     Stage(
         "chat-frozen",
         "demo_chat",
         f"{WORK}/chat-frozen",
-        150,
+        300,
         {"model.path": "semantic-frozen"},
-        ("title=Chat without tuning",),
+        ("title=Stage 3 without tuning",),
+        beside=True,
     ),
+    Stage("chat", "demo_chat", "ett-chat", 300, {"model.path": "semantic"}, beside=True),
 )
-EVALUATION_SECONDS = 120
+EVALUATION_SECONDS = 130
 
 QUICK = {
     "data.length": 256,
@@ -101,11 +112,8 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     folders = {stage.name: output_dir / stage.folder for stage in STAGES}
     overrides = {stage.name: stage_overrides(stage, folders, seed, quick) for stage in STAGES}
     check_output(output_dir, folders, overrides, resume)
-    clock = Clock([stage.seconds for stage in STAGES] + [EVALUATION_SECONDS])
-    for number, stage in enumerate(STAGES, 1):
-        clock.begin(number, stage.name)
-        train.run_recipe(stage.recipe, overrides[stage.name], folders[stage.name], resume)
-    clock.begin(len(STAGES) + 1, "evaluation")
+    run_stages(folders, overrides, resume)
+    tqdm.write("Evaluation", file=sys.stderr)
     results = evaluate(folders, seed, quick)
     results["seconds"] = time.monotonic() - start
     results["peak_memory_gb"] = peak_memory_gb()
@@ -131,6 +139,50 @@ def check_output(output_dir: Path, folders: dict[str, Path], overrides: dict[str
     report = output_dir / "report"
     if report.exists() and not (report / "results.json").is_file():
         raise ValueError(f"'{report}' holds something else than a report; choose another --output-dir.")
+
+
+def run_stages(folders: dict[str, Path], overrides: dict[str, list[str]], resume: bool):
+    """Trains all stages, those `beside` in a second process as soon as what they start from is there.
+
+    Raises:
+        RuntimeError: The second process failed; what it said stands above.
+    """
+    main = [stage for stage in STAGES if not stage.beside]
+    clock = Clock([stage.seconds for stage in main] + [EVALUATION_SECONDS])
+    threads = torch.get_num_threads()
+    side = multiprocessing.get_context("spawn").Process(
+        target=run_side_stages, args=(folders, overrides, resume, max(1, threads // 2)), daemon=True
+    )
+    first_side_starts = {name for stage in STAGES if stage.beside for name in stage.start.values()}
+    try:
+        for number, stage in enumerate(main, 1):
+            if first_side_starts & set(stage.start.values()) and side.pid is None:
+                side.start()
+                torch.set_num_threads(max(1, threads // 2))
+            clock.begin(number, stage.name)
+            train.run_recipe(stage.recipe, overrides[stage.name], folders[stage.name], resume)
+        side.join()
+    finally:
+        torch.set_num_threads(threads)
+        if side.is_alive():
+            side.terminate()
+            side.join()
+    if side.exitcode:
+        raise RuntimeError("The stages that ran beside the others failed; what they said stands above.")
+
+
+def run_side_stages(folders: dict[str, Path], overrides: dict[str, list[str]], resume: bool, threads: int):
+    """The second process: no bars, which would cross the first one's; a line before and after each stage."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    for stage in STAGES:
+        if stage.beside:
+            while not all((folders[name] / train.RECORD_NAME).is_file() for name in stage.start.values()):
+                time.sleep(1)
+            tqdm.write(f"Beside: {stage.name}", file=sys.stderr)
+            train.run_recipe(stage.recipe, overrides[stage.name], folders[stage.name], resume, progress=False)
+            tqdm.write(f"Beside: {stage.name} done", file=sys.stderr)
 
 
 class Clock:
@@ -226,8 +278,8 @@ def stage_record(stage: Stage, folder: Path) -> dict[str, Any]:
 
 
 def peak_memory_gb() -> float:
-    """The process's largest resident memory so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The largest resident memory of this process and of its largest child, added up."""
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak / (1024**3 if sys.platform == "darwin" else 1024**2)
 
 

@@ -4,6 +4,7 @@
 - A task says how an example becomes a sequence, and which of its tokens are predicted.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -296,16 +297,21 @@ class InMemoryDataset(Dataset):
     `(num_images, h, w)`, since a frozen tokenizer always gives the same codes."""
 
     def __init__(
-        self, prepared: PreparedDataset, vision_tokenizer: torch.nn.Module | None = None, batch_size: int = 64
+        self,
+        prepared: PreparedDataset,
+        vision_tokenizer: torch.nn.Module | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
     ):
-        indices = tqdm(range(len(prepared)), desc="Preparing examples", unit=" examples", leave=False)
+        bar = functools.partial(tqdm, leave=False, disable=not progress)
+        indices = bar(range(len(prepared)), desc="Preparing examples", unit=" examples")
         self.items = [prepared[index] for index in indices]
         if vision_tokenizer is None:
             return
         device = vision_tokenizer.device
         with_images = [item for item in self.items if "pixel_values" in item]
         starts = range(0, len(with_images), batch_size)
-        for start in tqdm(starts, desc="Tokenising pictures", unit=" batches", leave=False):
+        for start in bar(starts, desc="Tokenising pictures", unit=" batches"):
             batch = with_images[start : start + batch_size]
             pixels = to_unit_range(torch.cat([item.pop("pixel_values") for item in batch])).to(device)
             with torch.no_grad():

@@ -38,7 +38,11 @@ LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "lp
 
 
 def run_recipe(
-    name: str, overrides: list[str] | None = None, output_dir: str | Path | None = None, resume: bool = True
+    name: str,
+    overrides: list[str] | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
 ) -> Path:
     """Trains a stage.
 
@@ -50,6 +54,7 @@ def run_recipe(
         overrides: `section.field=value`.
         output_dir: By default the recipe's name with `ett-` before it.
         resume: Go on from the newest complete checkpoint in the output folder, if there is one.
+        progress: Show progress bars.
 
     Returns:
         The output folder.
@@ -72,7 +77,7 @@ def run_recipe(
     set_seed(seed)
     model, processor = build_model(recipe, examples)
     parts = train_only(model, recipe.train)
-    train_dataset = build_dataset(recipe, examples, model, processor, seed)
+    train_dataset = build_dataset(recipe, examples, model, processor, seed, progress)
 
     work.mkdir(parents=True, exist_ok=True)
     _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
@@ -88,7 +93,8 @@ def run_recipe(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
+    if progress:
+        trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.args.should_save:
@@ -185,6 +191,7 @@ def build_dataset(
     model: IBQModel | ETTForConditionalGeneration,
     processor: ETTProcessor | ETTImageProcessor,
     seed: int,
+    progress: bool = True,
 ) -> PreparedDataset | InMemoryDataset:
     """The examples as the trainer takes them."""
     prepared = PreparedDataset(
@@ -193,7 +200,7 @@ def build_dataset(
     if not recipe.data.in_memory:
         return prepared
     frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
-    return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None)
+    return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
 
 
 def describe_data(recipe: Recipe) -> str:
