@@ -5,8 +5,7 @@ import copy
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.processing_utils import ProcessingKwargs
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
 from .chat_template_ett import build_chat_template
 from .image_processing_ett import ETTImageProcessor
@@ -16,15 +15,6 @@ IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
 """Placeholder, start and end of a picture where the tokenizer has none of its own."""
 
 QWEN_IMAGE_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
-
-
-class ETTProcessorKwargs(ProcessingKwargs, total=False):
-    r"""
-    generation_mode (`str`, *optional*, defaults to `"text"`):
-        `"image"` ends each text with the image start token, after which the model draws.
-    """
-
-    generation_mode: str
 
 
 class ETTProcessor(ProcessorMixin):
@@ -43,10 +33,6 @@ class ETTProcessor(ProcessorMixin):
         caption_prompt (`str`): What is asked of pictures that come without text.
         chat_template (`str`, *optional*): By default the one of [`build_chat_template`].
     """
-
-    valid_processor_kwargs = ETTProcessorKwargs
-    text_kwargs = {"padding": True, "return_tensors": "pt"}
-    images_kwargs = {"return_tensors": "pt"}
 
     def __init__(
         self,
@@ -136,7 +122,17 @@ class ETTProcessor(ProcessorMixin):
         return [*super().model_input_names, "image_codes", "image_embeds"]
 
     def __call__(
-        self, images=None, text=None, return_codes: bool = False, return_embeddings: bool = False, **kwargs
+        self,
+        images=None,
+        text=None,
+        return_codes: bool = False,
+        return_embeddings: bool = False,
+        generation_mode: str = "text",
+        padding: bool | str = True,
+        return_tensors: str | TensorType | None = "pt",
+        text_kwargs: dict | None = None,
+        images_kwargs: dict | None = None,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
@@ -146,28 +142,45 @@ class ETTProcessor(ProcessorMixin):
                 or every list of pictures, is asked `caption_prompt`.
             return_codes, return_embeddings (`bool`): What to return of pictures instead of pixels; both need a vision
                 tokenizer.
-            kwargs: Of the tokenizer and the image processor, and `generation_mode="image"`, which ends each text as
-                [`~ETTProcessor.prepare_drawing`] does.
+            generation_mode (`"text"` or `"image"`): `"image"` ends each text with the image start token, after which
+                the model draws.
+            padding, return_tensors: As of the tokenizer; here by default padded torch tensors.
+            text_kwargs, images_kwargs (`dict`, *optional*): Options of the tokenizer and of the image processor.
+            kwargs: Options of either.
 
         Returns:
-            `BatchFeature`, by default of padded torch tensors, with `input_ids` and `attention_mask` of shape
+            `BatchFeature` with `input_ids` and `attention_mask` of shape
             `(batch_size, length)`, and for pictures `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]`, or
             `image_codes` `(num_images, h, w)` of int64, or `image_embeds` `(num_images, h * w, dim)` in raster order.
 
         Raises:
             ImageError: A picture cannot be used.
             ValueError: Pictures and placeholders differ in number; a word is beyond a word-level vocabulary; codes are
-                asked for without a vision tokenizer, or with one that is not in fp32 or of another spatial factor.
+                asked for without a vision tokenizer, or with one that is not in fp32 or of another spatial factor;
+                `generation_mode` is unknown.
         """
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
         if return_codes or return_embeddings:
             self._check_vision_tokenizer()
         if images is not None and not any(_groups(images)):
             images = None
         if images is not None and text is None:
             text = [self._caption_text(len(group)) for group in _groups(images)]
-        elif _is_nested(images):
-            self._check_groups(images, [text] if isinstance(text, str) else text)
-        features = super().__call__(images=images, text=text, **kwargs)
+        elif text is not None:
+            text = [text] if isinstance(text, str) else list(text)
+            self._check_placeholders(images, text)
+        if text is not None:
+            self.check_vocabulary("\n".join(text))
+            if generation_mode == "image":
+                text = [sample + self.image_start_token for sample in text]
+        features = super().__call__(
+            images=images,
+            text=text,
+            text_kwargs={"padding": padding, "return_tensors": return_tensors, **(text_kwargs or {})},
+            images_kwargs={"return_tensors": return_tensors, **(images_kwargs or {})},
+            **kwargs,
+        )
         if "pixel_values" in features and (return_codes or return_embeddings):
             pixels = features.pop("pixel_values")
             as_tensor = isinstance(pixels, torch.Tensor)
@@ -186,16 +199,6 @@ class ETTProcessor(ProcessorMixin):
             ValueError: A word is beyond a word-level vocabulary.
         """
         return self(text=prompts, generation_mode="image", **kwargs)
-
-    def prepare_inputs_layout(self, images=None, text=None, generation_mode: str = "text", **kwargs):
-        images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
-        if generation_mode not in ("text", "image"):
-            raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
-        if text is not None:
-            self.check_vocabulary("\n".join(text))
-            if generation_mode == "image":
-                text = [sample + self.image_start_token for sample in text]
-        return images, text, *others
 
     def check_vocabulary(self, text: str):
         """Raises `ValueError`, naming them, where `text` has words that a word-level tokenizer does not know."""
@@ -250,13 +253,22 @@ class ETTProcessor(ProcessorMixin):
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": self.caption_prompt}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def _check_groups(self, images: list[list], text: list[str]):
-        if len(images) != len(text):
-            raise ValueError(f"There are {len(images)} lists of pictures and {len(text)} texts; give each text one.")
-        for index, (group, sample) in enumerate(zip(images, text, strict=True)):
-            if sample.count(self.image_token) != len(group):
+    def _check_placeholders(self, images, text: list[str]):
+        counts = [sample.count(self.image_token) for sample in text]
+        groups = [] if images is None else _groups(images)
+        if not _is_nested(images):
+            if sum(counts) != len(groups):
                 raise ValueError(
-                    f"Text {index} has {sample.count(self.image_token)} {self.image_token} and {len(group)} pictures; "
+                    f"The text has {sum(counts)} {self.image_token} and there are {len(groups)} pictures; give one "
+                    "picture for each."
+                )
+            return
+        if len(groups) != len(text):
+            raise ValueError(f"There are {len(groups)} lists of pictures and {len(text)} texts; give each text one.")
+        for index, (group, count) in enumerate(zip(groups, counts, strict=True)):
+            if count != len(group):
+                raise ValueError(
+                    f"Text {index} has {count} {self.image_token} and {len(group)} pictures; "
                     "give one picture for each."
                 )
 

@@ -94,10 +94,15 @@ def test_numpy_is_returned_on_request(processor, picture):
     assert isinstance(features["input_ids"], np.ndarray) and isinstance(features["image_codes"], np.ndarray)
 
 
+def test_options_of_the_tokenizer_alone_go_before_the_defaults(processor):
+    features = processor(text="a red", text_kwargs={"padding": "max_length", "max_length": 4})
+    assert features["attention_mask"].tolist() == [[0, 0, 1, 1]]
+
+
 def test_pictures_without_text_are_asked_for_a_caption(processor, picture):
     features = processor(images=[picture, picture])
-    question = ["describe", "the", "image", ".", "<|im_end|>", "\n"]
-    turns = ["<|im_start|>", "user", "\n", *EXPANDED, *question, "<|im_start|>", "assistant", "\n"]
+    question = ["describe", "the", "image", ".", "<|im_end|>"]
+    turns = ["<|im_start|>", "user", *EXPANDED, *question, "<|im_start|>", "assistant"]
     assert [tokens(processor, features, index) for index in (0, 1)] == [turns, turns]
 
 
@@ -118,12 +123,12 @@ def test_unknown_generation_mode(processor):
 
 
 def test_more_placeholders_than_pictures(processor, picture):
-    with pytest.raises(ValueError, match="total 2 <image> tokens and 1 images"):
+    with pytest.raises(ValueError, match="The text has 2 <image> and there are 1 pictures"):
         processor(images=picture, text="<image> <image>")
 
 
 def test_placeholder_without_pictures(processor):
-    with pytest.raises(ValueError, match="Found 1 <image> tokens in the text but no images"):
+    with pytest.raises(ValueError, match="The text has 1 <image> and there are 0 pictures"):
         processor(text="<image>")
 
 
@@ -182,8 +187,8 @@ def test_chat_template_takes_strings_and_parts_over_several_turns(processor):
         {"role": "assistant", "content": [{"type": "text", "text": "red."}]},
     ]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
-        "<|im_start|>system\na<|im_end|>\n<|im_start|>user\n<image><image>what color?<|im_end|>\n"
-        "<|im_start|>assistant\nred.<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system a<|im_end|><|im_start|>user <image><image>what color?<|im_end|>"
+        "<|im_start|>assistant red.<|im_end|><|im_start|>assistant "
     )
 
 
@@ -198,6 +203,14 @@ def test_chat_with_pictures_is_tokenized_in_one_call(processor, picture):
     )
     assert features["image_codes"].shape == (1, 2, 3)
     assert (features["input_ids"] == processor.image_token_id).sum() == 6
+
+
+def test_chat_template_of_a_subword_tokenizer_with_chatml_tokens_breaks_lines():
+    processor = ETTProcessor.from_parts(byte_tokenizer("<|im_start|>", "<|im_end|>"), 8, image_size=16)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<|im_start|>user\n<image>hi<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_chat_template_without_chatml_tokens():
