@@ -59,6 +59,14 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
         answers = [[{"generated_text": answer["generated_text"]} for answer in group] for group in answers]
         return answers if isinstance(images, list) else answers[0]
 
+    def postprocess(self, model_outputs, **kwargs):
+        records = super().postprocess(model_outputs, **kwargs)
+        for record in records:
+            # The space that a word-level tokenizer sets between prompt and answer.
+            if self._has_ett and isinstance(record.get("generated_text"), str):
+                record["generated_text"] = record["generated_text"].lstrip(" ")
+        return records
+
 
 def register_pipelines() -> None:
     """
