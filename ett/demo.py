@@ -54,11 +54,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 390),
-    Stage("language", "demo_language", f"{WORK}/language", 65, {"model.vision_tokenizer": "tokenizer"}),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 290),
+    Stage("language", "demo_language", f"{WORK}/language", 45, {"model.vision_tokenizer": "tokenizer"}),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", 30, {"model.path": "language"}),
     Stage("semantic", "demo_semantic", f"{WORK}/semantic", 530, {"model.path": "alignment"}),
-    Stage("gen", "demo_gen", "ett-gen", 310, {"model.path": "semantic"}),
+    Stage("gen", "demo_gen", "ett-gen", 410, {"model.path": "semantic"}),
     Stage(
         "semantic-frozen",
         "demo_semantic",
@@ -201,7 +201,7 @@ class Clock:
 def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]:
     """Measures the stages' models on held-out scenes; see [`evaluation_ett.write_report`] for what it returns."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 400)]
+    scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 300)]
     before = IBQModel.from_pretrained(folders["tokenizer"]).to(device)
     tuned = ETTForConditionalGeneration.from_pretrained(folders["chat"]).to(device)
     frozen = ETTForConditionalGeneration.from_pretrained(folders["chat-frozen"]).to(device)
@@ -224,7 +224,6 @@ def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]
             processor,
             scenes,
             seed=seed,
-            prompt="",
         )
         for name, folder in (("tuned", "semantic"), ("frozen", "semantic-frozen"))
     }

@@ -38,11 +38,11 @@ def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
 
 
 def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A picture, then its caption, which is predicted (equation 2)."""
-    return [
-        (processor.image_token * len(example["images"]), False),
-        (example["text"] + processor.tokenizer.eos_token, True),
-    ]
+    """A picture and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
+    so a model describes pictures when asked to from the first stage on."""
+    request = [{"type": "image"}] * len(example["images"]) + [{"type": "text", "text": processor.caption_prompt}]
+    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": example["text"]}]
+    return chat_segments({"messages": messages}, processor)
 
 
 def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
@@ -100,10 +100,13 @@ class SceneExamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
+        scene = self.scenes[index]
         if self.task == "drawing":
+            # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
+            if rng.random() < 0.5 and scene.text is None:
+                return {"images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
             return {"images": [scene.render()], "text": prompt.text}
-        scene = self.scenes[index]
         example = {"images": [] if self.task == "text" else [scene.render()]}
         if self.task in ("text", "caption"):
             example["text"] = scenes_ett.caption(scene, rng)
@@ -112,9 +115,11 @@ class SceneExamples(Dataset):
         return example
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Questions and answers; about a picture every fourth ends with a request for a caption, which
-        would give the answers away at the start."""
+        """Questions and answers; about every fourth picture only a request for a caption, which would give the answers
+        away."""
         questions = scenes_ett.questions(scene, rng)
+        if self.task == "chat" and rng.random() < 0.25:
+            return _turns([(CAPTION_PROMPT, scenes_ett.caption(scene, rng))], with_image=True)
         by_type = {kind: [q for q in questions if q.type == kind] for kind in {q.type for q in questions}}
         turns = []
         # Types are asked in turn, so that the many questions of some types do not crowd out the few of others.
@@ -122,19 +127,20 @@ class SceneExamples(Dataset):
             for kind in rng.permutation(sorted(kind for kind, left in by_type.items() if left)):
                 question = by_type[kind].pop(rng.integers(len(by_type[kind])))
                 turns.append((question.question, question.answer))
-        turns = turns[: self.questions_per_scene]
-        if self.task == "chat" and rng.random() < 0.25:
-            turns.append((CAPTION_PROMPT, scenes_ett.caption(scene, rng)))
-        messages = []
-        for question, answer in turns:
-            content = [{"type": "text", "text": question}]
-            if not messages and self.task == "chat":
-                content.insert(0, {"type": "image"})
-            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        return messages
+        return _turns(turns[: self.questions_per_scene], with_image=self.task == "chat")
 
 
 CAPTION_PROMPT = "Describe the image."
+
+
+def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:
+    messages = []
+    for question, answer in questions:
+        content = [{"type": "text", "text": question}]
+        if with_image and not messages:
+            content.insert(0, {"type": "image"})
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return messages
 
 
 class FolderExamples(Dataset):

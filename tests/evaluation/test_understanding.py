@@ -113,7 +113,7 @@ def test_the_empty_prompt_puts_the_caption_right_after_the_picture(monkeypatch, 
         evaluate_captions(model, processor, scenes, prompt=prompt, examples=0, progress=False)
     picture = processor.image_placeholder()
     assert prompts[0] == picture
-    assert prompts[1] == f"<|im_start|>user\n{picture}{processor.caption_prompt}<|im_end|>\n<|im_start|>assistant\n"
+    assert prompts[1] == f"<|im_start|>user {picture}{processor.caption_prompt}<|im_end|><|im_start|>assistant "
 
 
 def test_caption_loss_of_a_data_set_weighs_tokens_not_batches(model, processor, scenes):

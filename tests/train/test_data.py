@@ -40,9 +40,8 @@ def as_decoded(processor, text):
 def test_of_a_caption_the_words_and_the_end_are_predicted(processor):
     examples = SceneExamples("caption", 0, "train", 1)
     item = PreparedDataset(examples, "caption", processor)[0]
-    assert item["input_ids"][:2] == [processor.image_start_token_id, processor.image_token_id]
     assert item["input_ids"].count(processor.image_token_id) == NUM_CODES
-    assert item["labels"][: NUM_CODES + 2] == [IGNORED] * (NUM_CODES + 2)
+    assert "describe the image." in processor.tokenizer.decode(item["input_ids"])
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
     assert item["input_ids"][-1] == processor.tokenizer.eos_token_id
     assert item["pixel_values"].dtype == torch.uint8 and tuple(item["pixel_values"].shape) == (1, 3, 64, 64)
@@ -138,7 +137,7 @@ def test_a_conversation_shows_its_picture_once_and_has_the_turns_asked_for():
         images = [part for message in messages[::2] for part in message["content"] if part["type"] == "image"]
         questions = [message["content"][-1]["text"] for message in messages[::2]]
         assert messages[0]["content"][0] == {"type": "image"} and len(images) == 1
-        assert len([question for question in questions if question != "Describe the image."]) == 3
+        assert len(questions) == (1 if questions[0] == "Describe the image." else 3)
         assert [message["role"] for message in messages] == ["user", "assistant"] * len(questions)
 
 
