@@ -26,7 +26,7 @@ from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 WORK = "ett-work"
 GUIDANCE_SCALE = 3.0
-DRAWING_TEMPERATURE = 0.7
+DRAWING_TEMPERATURE = 1.0
 
 
 @dataclass(frozen=True)
