@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def run_python(code: str, cwd: Path, path: str = str(ROOT)) -> str:
     """Output of `code`, run in `cwd`; like a script, it finds modules in `cwd` first."""
-    code = f"import sys; sys.path[:0] = ['.', {path!r}]\n{code}"
+    code = f"import sys; sys.path[:0] = ['', {path!r}]\n{code}"
     result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
