@@ -54,7 +54,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 290),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 320),
     Stage("language", "demo_language", f"{WORK}/language", 45, {"model.vision_tokenizer": "tokenizer"}),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", 30, {"model.path": "language"}),
     Stage("semantic", "demo_semantic", f"{WORK}/semantic", 530, {"model.path": "alignment"}),
@@ -79,7 +79,7 @@ STAGES = (
     ),
     Stage("chat", "demo_chat", "ett-chat", 300, {"model.path": "semantic"}, beside=True),
 )
-EVALUATION_SECONDS = 130
+EVALUATION_SECONDS = 70
 
 QUICK = {
     "data.length": 256,
