@@ -16,7 +16,7 @@ KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## Train every stage at miniature scale, evaluate, write report/ (ARGS="--quick" for four minutes)
+demo: $(STAMP)  ## Train every stage at miniature scale, evaluate, write report/ (ARGS="--quick" for two minutes)
 	$(KEEP_MEMORY) $(BIN)/ett demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)

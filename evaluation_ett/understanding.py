@@ -113,7 +113,7 @@ def evaluate_captions(
         scenes: Held-out scenes, such as `Scenes(seed, "test", 500)`.
         seed (`int`): Chooses the captions' wording.
         prompt (`str`): What is asked of each picture, by default `processor.caption_prompt`. With the empty text the
-            caption follows the picture at once, as in training's stages 1 and 2: measure their models so.
+            caption follows the picture directly, outside the chat layout that training uses.
         examples (`int`): How many of the first scenes to describe.
 
     Returns:

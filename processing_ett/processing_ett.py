@@ -14,6 +14,9 @@ from .word_tokenizer import unknown_words
 IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
 """Placeholder, start and end of a picture where the tokenizer has none of its own."""
 
+CAPTION_PROMPT = "Describe the image."
+"""What is asked of a picture that comes without text, unless a processor says otherwise."""
+
 QWEN_IMAGE_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
@@ -43,7 +46,7 @@ class ETTProcessor(ProcessorMixin):
         image_token: str = IMAGE_TOKENS[0],
         image_start_token: str = IMAGE_TOKENS[1],
         image_end_token: str = IMAGE_TOKENS[2],
-        caption_prompt: str = "Describe the image.",
+        caption_prompt: str = CAPTION_PROMPT,
         chat_template: str | None = None,
     ):
         self.vision_tokenizer = vision_tokenizer

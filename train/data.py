@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 import scenes_ett
-from processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
+from processing_ett import CAPTION_PROMPT, ETTImageProcessor, ETTProcessor, ImageError, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,6 @@ class SceneExamples(Dataset):
                 question = by_type[kind].pop(rng.integers(len(by_type[kind])))
                 turns.append((question.question, question.answer))
         return _turns(turns[: self.questions_per_scene], with_image=self.task == "chat")
-
-
-CAPTION_PROMPT = "Describe the image."
 
 
 def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:
@@ -324,13 +321,9 @@ class InMemoryDataset(Dataset):
                 codes = vision_tokenizer.quantize(
                     vision_tokenizer.encode(pixels).latents, return_losses=False
                 ).codes.cpu()
-            counts = [item["input_ids"].count(self._placeholder(prepared)) // codes[0].numel() for item in batch]
+            counts = [item["input_ids"].count(prepared.processor.image_token_id) // codes[0].numel() for item in batch]
             for item, own in zip(batch, codes.split(counts), strict=True):
                 item["image_codes"] = own
-
-    @staticmethod
-    def _placeholder(prepared: PreparedDataset) -> int:
-        return prepared.processor.image_token_id
 
     def __len__(self) -> int:
         return len(self.items)
