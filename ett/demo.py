@@ -27,6 +27,7 @@ from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 WORK = "ett-work"
 GUIDANCE_SCALE = 3.0
 DRAWING_TEMPERATURE = 1.0
+CAPTIONS = 100
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 320),
-    Stage("language", "demo_language", f"{WORK}/language", 45, {"model.vision_tokenizer": "tokenizer"}),
-    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 30, {"model.path": "language"}),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 530, {"model.path": "alignment"}),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 180),
+    Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
+    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 20, {"model.path": "language"}),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 700, {"model.path": "alignment"}),
     Stage("gen", "demo_gen", "ett-gen", 410, {"model.path": "semantic"}),
     Stage(
         "semantic-frozen",
@@ -65,7 +66,7 @@ STAGES = (
         f"{WORK}/semantic-frozen",
         200,
         {"model.path": "alignment"},
-        ("title=Stage 2 without tuning", "train=[projector, language_model]"),
+        ("title=Stage 2 without tuning", "train=[projector, language_model]", "data.in_memory=true"),
         beside=True,
     ),
     Stage(
@@ -79,7 +80,7 @@ STAGES = (
     ),
     Stage("chat", "demo_chat", "ett-chat", 300, {"model.path": "semantic"}, beside=True),
 )
-EVALUATION_SECONDS = 70
+EVALUATION_SECONDS = 90
 
 QUICK = {
     "data.length": 256,
@@ -201,7 +202,8 @@ class Clock:
 def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]:
     """Measures the stages' models on held-out scenes; see [`evaluation_ett.write_report`] for what it returns."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 300)]
+    count = 24 if quick else 300
+    scenes, unseen_scenes = ([Scenes(seed, split)[index] for index in range(count)] for split in ("test", "unseen"))
     before = IBQModel.from_pretrained(folders["tokenizer"]).to(device)
     tuned = ETTForConditionalGeneration.from_pretrained(folders["chat"]).to(device)
     frozen = ETTForConditionalGeneration.from_pretrained(folders["chat-frozen"]).to(device)
@@ -216,17 +218,24 @@ def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]
         strict=True,
     )
     per_category = 2 if quick else 24
-    prompts = [drawing_pair(seed, "test", index)[0] for index in range(per_category * len(PROMPT_CATEGORIES))]
+    prompts, unseen_prompts = (
+        [drawing_pair(seed, split, index)[0] for index in range(per_category * len(PROMPT_CATEGORIES))]
+        for split in ("test", "unseen")
+    )
     questions = {"questions_per_scene": 6, "seed": seed}
+    drawing = {"guidance_scale": GUIDANCE_SCALE, "temperature": DRAWING_TEMPERATURE, "seed": seed}
+    gen_processor = ETTProcessor.from_pretrained(folders["gen"])
     captions = {
         name: evaluation_ett.evaluate_captions(
             ETTForConditionalGeneration.from_pretrained(folders[folder]).to(device),
             processor,
             scenes,
             seed=seed,
+            examples=0,
         )
         for name, folder in (("tuned", "semantic"), ("frozen", "semantic-frozen"))
     }
+    captions["chat"] = evaluation_ett.evaluate_captions(tuned, processor, scenes, seed=seed, examples=CAPTIONS)
     return {
         "quick": quick,
         "seed": seed,
@@ -250,14 +259,17 @@ def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]
             "frozen": evaluation_ett.evaluate_questions(frozen, processor, scenes, **questions),
         },
         "captions": captions,
-        "drawings": evaluation_ett.evaluate_drawings(
-            gen,
-            ETTProcessor.from_pretrained(folders["gen"]),
-            prompts,
-            guidance_scale=GUIDANCE_SCALE,
-            temperature=DRAWING_TEMPERATURE,
-            seed=seed,
-        ),
+        "drawings": evaluation_ett.evaluate_drawings(gen, gen_processor, prompts, **drawing),
+        "unseen": {
+            "understanding": {
+                "tuned": evaluation_ett.evaluate_questions(tuned, processor, unseen_scenes, **questions),
+                "frozen": evaluation_ett.evaluate_questions(frozen, processor, unseen_scenes, **questions),
+            },
+            "captions": evaluation_ett.evaluate_captions(
+                tuned, processor, unseen_scenes, seed=seed, examples=CAPTIONS
+            ),
+            "drawings": evaluation_ett.evaluate_drawings(gen, gen_processor, unseen_prompts, **drawing),
+        },
     }
 
 

@@ -34,8 +34,11 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
                 history: [{step, name of a loss or measure: value, ...}]};
             reconstruction: {before, after: as `evaluate_reconstruction` gives; examples: [{original, before, after}]};
             understanding: {frozen, tuned: as `evaluate_questions` gives, for the same scenes and seed};
-            captions: {frozen, tuned: as `evaluate_captions` gives, for the same scenes and seed};
-            drawings: as `evaluate_drawings` gives.
+            captions: {frozen, tuned, chat: as `evaluate_captions` gives, for the same scenes and seed}: the first two
+                of the models after stage 2, `chat` of the one after stage 3, with examples;
+            drawings: as `evaluate_drawings` gives;
+            unseen: {understanding: {frozen, tuned}, captions (of the chat model), drawings}, all the same for scenes
+                and prompts with pairs of colour and shape that training never showed.
 
             "frozen" is the same model with a tokenizer that was not tuned. `results.json` holds all but the images,
             and the targets with what was reached; numbers that are not finite become null.
@@ -63,13 +66,14 @@ def _page(results: dict[str, Any], figures: list[Target]) -> str:
     return environment.get_template("report.html").render(
         **results,
         targets=figures,
-        scores=_scores(results["understanding"]),
+        scores=_scores(results["understanding"], results["unseen"]["understanding"]),
         curves={stage["name"]: _curves(stage) for stage in results["stages"]},
     )
 
 
-def _scores(understanding: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a question type, and last their mean: chance, frozen, tuned in 0..1, and how many questions."""
+def _scores(understanding: dict[str, Any], unseen: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a question type, and last their mean: chance, frozen, tuned, and both on unseen pairs (None where a type
+    was not asked) in 0..1, and how many questions."""
     frozen, tuned = understanding["frozen"], understanding["tuned"]
     rows = [
         {
@@ -78,10 +82,13 @@ def _scores(understanding: dict[str, Any]) -> list[dict[str, Any]]:
             "chance": score["chance"],
             "frozen": frozen["types"][name]["accuracy"],
             "tuned": score["accuracy"],
+            "unseen_frozen": unseen["frozen"]["types"].get(name, {}).get("accuracy"),
+            "unseen_tuned": unseen["tuned"]["types"].get(name, {}).get("accuracy"),
         }
         for name, score in tuned["types"].items()
     ]
     mean = {"name": "mean of types", "chance": tuned["chance"], "frozen": frozen["mean"], "tuned": tuned["mean"]}
+    mean |= {"unseen_frozen": unseen["frozen"]["mean"], "unseen_tuned": unseen["tuned"]["mean"]}
     return [*rows, {**mean, "count": sum(row["count"] for row in rows)}]
 
 

@@ -119,8 +119,9 @@ def evaluate_captions(
     Returns:
         `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
         prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes` and `seed`;
-        `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is there) and
-        `image` (PIL).
+        `accuracy`, the share of the described scenes whose caption names exactly what is there (None where none was
+        described); `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is
+        there) and `image` (PIL).
 
     Raises:
         ValueError: There is no scene.
@@ -141,20 +142,22 @@ def evaluate_captions(
         said = []
         for batch in batches(range(min(examples, len(captions))), batch_size):
             said += answer(model, processor, [prompt] * len(batch), codes[batch], MAX_CAPTION_TOKENS)
+    described = [
+        {
+            "caption": text,
+            "truth": truth,
+            "correct": parse_caption(text) == (scene.shapes, scene.text),
+            "image": image,
+        }
+        for text, truth, scene, image in zip(said, captions, scenes, images, strict=False)
+    ]
     return {
         "loss": loss / tokens,
         "tokens": tokens,
         "scenes": len(scenes),
         "seed": seed,
-        "examples": [
-            {
-                "caption": text,
-                "truth": truth,
-                "correct": parse_caption(text) == (scene.shapes, scene.text),
-                "image": image,
-            }
-            for text, truth, scene, image in zip(said, captions, scenes, images, strict=False)
-        ],
+        "accuracy": sum(example["correct"] for example in described) / len(described) if described else None,
+        "examples": described,
     }
 
 

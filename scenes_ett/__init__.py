@@ -16,12 +16,12 @@ from .language import (
 from .rendering import IMAGE_SIZE, Background
 from .scenes import (
     COLORS,
-    HELD_OUT_PAIRS,
     NUMBERS,
     PLACES,
     ROWS,
     SHAPES,
     SIZES,
+    UNSEEN_PAIRS,
     WORDS,
     Scene,
     Scenes,
@@ -32,7 +32,6 @@ from .scenes import (
 __all__ = [
     "CHANCE",
     "COLORS",
-    "HELD_OUT_PAIRS",
     "IMAGE_SIZE",
     "NUMBERS",
     "PLACES",
@@ -42,6 +41,7 @@ __all__ = [
     "ROWS",
     "SHAPES",
     "SIZES",
+    "UNSEEN_PAIRS",
     "WORDS",
     "Background",
     "DetectedScene",

@@ -9,12 +9,12 @@ from .language import COUNT_WORDS, PLURALS, RELATIONS
 from .scenes import (
     ALL_PAIRS,
     COLORS,
-    HELD_OUT_PAIRS,
     MAX_SHAPES,
     PLACES,
     SEEN_PAIRS,
     SHAPES,
     SIZES,
+    UNSEEN_PAIRS,
     Scene,
     arrange,
     pick,
@@ -108,10 +108,10 @@ def stands(relation: str, first_place: str, second_place: str) -> bool:
 
 def _random_prompt(rng: np.random.Generator, split: str, category: str) -> DrawingPrompt:
     if category in ("colors", "color attribution"):
-        first = pick(rng, SEEN_PAIRS if split == "train" else sorted(HELD_OUT_PAIRS))
+        first = pick(rng, sorted(UNSEEN_PAIRS) if split == "unseen" else SEEN_PAIRS)
         if category == "colors":
             return DrawingPrompt(category, (first,))
-        pairs = SEEN_PAIRS if split == "train" else ALL_PAIRS
+        pairs = ALL_PAIRS if split == "unseen" else SEEN_PAIRS
         second = pick(rng, [(color, shape) for color, shape in pairs if color != first[0] and shape != first[1]])
         return DrawingPrompt(category, (first, second) if rng.integers(2) else (second, first))
     first, second = ((None, SHAPES[i]) for i in rng.choice(len(SHAPES), 2, replace=False))
@@ -127,12 +127,13 @@ def drawing_pair(seed: int, split: str, index: int) -> tuple[DrawingPrompt, Scen
     """A prompt and a scene that shows exactly what it asks for, determined by the three arguments.
 
     Categories follow one another by index, so any six in a row cover all. What the prompt leaves open is random,
-    except that things to count look alike. For training, prompt and scene hold no pair of HELD_OUT_PAIRS; for testing,
-    a prompt that names colours holds at least one. Raises ValueError for an unknown split or a negative seed or index.
+    except that things to count look alike. In the splits "train" and "test" prompt and scene hold no pair of
+    UNSEEN_PAIRS; in "unseen" a prompt that names colours holds at least one. Raises ValueError for an unknown split or
+    a negative seed or index.
     """
     rng = random_stream(seed, split, index, 1)
     prompt = _random_prompt(rng, split, PROMPT_CATEGORIES[index % len(PROMPT_CATEGORIES)])
-    pairs = SEEN_PAIRS if split == "train" else ALL_PAIRS
+    pairs = ALL_PAIRS if split == "unseen" else SEEN_PAIRS
     looks = []
     for color, shape in prompt.objects:
         color = color or pick(rng, [pair[0] for pair in pairs if pair[1] == shape])

@@ -2,7 +2,8 @@
 
 - A scene is data; its picture is computed from it on demand, in well under a millisecond. There are no files.
 - `Scenes(seed, split)[index]` depends on these three and on nothing else.
-- Scenes for training never show a pair of `HELD_OUT_PAIRS`; scenes for testing always show at least one.
+- Splits as in CLEVR-CoGenT: "train" and "test" show the same pairs of colour and shape; scenes of "unseen" always show
+  at least one of `UNSEEN_PAIRS`, which the others never do.
 """
 
 from collections.abc import Iterator
@@ -41,14 +42,14 @@ WORDS = tuple(
     "ash box bus cat dog egg elk fig hut ice ivy jam key leg map owl pen rug sun van vet web yak zoo".split()
 )
 NUMBERS = tuple(str(number) for number in range(10, 100))
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "unseen")
 MAX_SHAPES = 4
 
-HELD_OUT_PAIRS = frozenset(
+UNSEEN_PAIRS = frozenset(
     {("green", "circle"), ("orange", "square"), ("blue", "triangle"), ("purple", "cross"), ("red", "ring")}
 )
 ALL_PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT_PAIRS)
+SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in UNSEEN_PAIRS)
 
 TINTS = (
     (250, 250, 250),
@@ -139,7 +140,7 @@ def random_stream(seed: int, split: str, index: int, stream: int) -> np.random.G
     Raises ValueError for an unknown split or a negative seed or index.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected 'train' or 'test'")
+        raise ValueError(f"unknown split {split!r}: expected 'train', 'test' or 'unseen'")
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must not be negative, got seed {seed} and index {index}")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, SPLITS.index(split), index)))
@@ -182,8 +183,8 @@ def _random_scene(rng: np.random.Generator, split: str) -> Scene:
         text = Text(pick(rng, pick(rng, (WORDS, NUMBERS))), ROWS[row])
         del free_places[3 * row : 3 * row + 3]
 
-    pairs = SEEN_PAIRS if split == "train" else ALL_PAIRS
-    first = pick(rng, SEEN_PAIRS if split == "train" else sorted(HELD_OUT_PAIRS))
+    pairs = ALL_PAIRS if split == "unseen" else SEEN_PAIRS
+    first = pick(rng, sorted(UNSEEN_PAIRS) if split == "unseen" else SEEN_PAIRS)
     first_look = (*first, pick(rng, SIZES))
     if rng.random() < GROUP_RATE:
         group = int(rng.integers(2, MAX_SHAPES + 1))
@@ -223,7 +224,6 @@ class Scenes:
 __all__ = [
     "ALL_PAIRS",
     "COLORS",
-    "HELD_OUT_PAIRS",
     "MAX_SHAPES",
     "NUMBERS",
     "PLACES",
@@ -233,6 +233,7 @@ __all__ = [
     "SIZES",
     "SPLITS",
     "TINTS",
+    "UNSEEN_PAIRS",
     "WORDS",
     "Scene",
     "Scenes",

@@ -21,7 +21,7 @@ class ETTTrainingArguments(TrainingArguments):
         discriminator_learning_rate, discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
 
     Parameters that control the optimizer:
-        part_learning_rates.
+        part_learning_rates, muon_rate_factor.
     """
 
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay; the paper's Adam has none."})
@@ -63,6 +63,10 @@ class ETTTrainingArguments(TrainingArguments):
     part_learning_rates: dict[str, float] | None = field(
         default=None, metadata={"help": "Learning rates of single parts, by the parts' names in the recipe."}
     )
+    muon_rate_factor: float | None = field(
+        default=None,
+        metadata={"help": "Hidden matrices and convolutions move by Muon, at this multiple of their part's rate."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -71,6 +75,8 @@ class ETTTrainingArguments(TrainingArguments):
         for name, value in vars(self).items():
             if (name == "alpha" or name.endswith("_weight")) and value < 0:
                 raise ValueError(f"{name} is {value}; a loss weight cannot be negative.")
+        if self.muon_rate_factor is not None and self.muon_rate_factor <= 0:
+            raise ValueError(f"muon_rate_factor is {self.muon_rate_factor}; expected a number above 0, or null.")
 
 
 __all__ = ["ETTTrainingArguments"]

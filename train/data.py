@@ -4,7 +4,6 @@
 - A task says how an example becomes a sequence, and which of its tokens are predicted.
 """
 
-import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -306,30 +305,35 @@ class InMemoryDataset(Dataset):
         batch_size: int = 64,
         progress: bool = True,
     ):
-        bar = functools.partial(tqdm, leave=False, disable=not progress)
-        indices = bar(range(len(prepared)), desc="Preparing examples", unit=" examples")
-        self.items = [prepared[index] for index in indices]
-        if vision_tokenizer is None:
-            return
-        device = vision_tokenizer.device
-        with_images = [item for item in self.items if "pixel_values" in item]
-        starts = range(0, len(with_images), batch_size)
-        for start in bar(starts, desc="Tokenising pictures", unit=" batches"):
-            batch = with_images[start : start + batch_size]
-            pixels = to_unit_range(torch.cat([item.pop("pixel_values") for item in batch])).to(device)
-            with torch.no_grad():
-                codes = vision_tokenizer.quantize(
-                    vision_tokenizer.encode(pixels).latents, return_losses=False
-                ).codes.cpu()
-            counts = [item["input_ids"].count(prepared.processor.image_token_id) // codes[0].numel() for item in batch]
-            for item, own in zip(batch, codes.split(counts), strict=True):
-                item["image_codes"] = own
+        self.items: list[dict[str, Any]] = []
+        with tqdm(
+            total=len(prepared), desc="Preparing examples", unit=" examples", leave=False, disable=not progress
+        ) as bar:
+            for start in range(0, len(prepared), batch_size):
+                batch = [prepared[index] for index in range(start, min(start + batch_size, len(prepared)))]
+                if vision_tokenizer is not None:
+                    replace_pixels(batch, vision_tokenizer)
+                self.items += batch
+                bar.update(len(batch))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items[index]
+
+
+@torch.no_grad()
+def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Module):
+    """Puts `image_codes` `(num_images, h, w)` in the place of `pixel_values` in those items that have pictures."""
+    with_images = [item for item in items if "pixel_values" in item]
+    if not with_images:
+        return
+    pictures = [item.pop("pixel_values") for item in with_images]
+    pixels = to_unit_range(torch.cat(pictures)).to(vision_tokenizer.device)
+    codes = vision_tokenizer.quantize(vision_tokenizer.encode(pixels).latents, return_losses=False).codes.cpu()
+    for item, own in zip(with_images, codes.split([len(picture) for picture in pictures]), strict=True):
+        item["image_codes"] = own
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:

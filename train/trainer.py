@@ -24,6 +24,7 @@ from modeling_ett.modeling_ibq import IBQModel
 from .arguments import ETTTrainingArguments
 from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from .losses import build_perceptual_loss, reconstruction_losses
+from .muon import MuonAdamW, hidden_matrices, split_for_muon
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 DISCRIMINATOR_NAME = "discriminator.safetensors"
@@ -125,6 +126,9 @@ class ETTTrainer(Trainer):
             if not groups:
                 raise ValueError("Nothing to train: every parameter of the model is frozen.")
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if self.args.muon_rate_factor is not None:
+                optimizer_class = MuonAdamW
+                groups = split_for_muon(groups, hidden_matrices(model), self.args.muon_rate_factor)
             self.optimizer = optimizer_class(groups, **kwargs, weight_decay=self.args.weight_decay)
         return self.optimizer
 

@@ -71,7 +71,7 @@ def results():
 
     def captions(loss):
         example = {"caption": "top a small red ring.", "truth": "a <b>true</b> one.", "correct": False, "image": image}
-        return {"loss": loss, "tokens": 90, "scenes": 4, "seed": 0, "examples": [example]}
+        return {"loss": loss, "tokens": 90, "scenes": 4, "seed": 0, "accuracy": 0.25, "examples": [example]}
 
     def reconstruction(psnr, usage):
         reading = {"shapes_read": 0.5, "shapes_read_original": 1.0, "texts_read": None, "texts_read_original": None}
@@ -85,6 +85,19 @@ def results():
         "correct": True,
         "color_correct": True,
         "reason": "as asked",
+    }
+    drawings = {
+        "categories": {name: {"accuracy": 0.34, "correct": 17, "count": 50} for name in PROMPT_CATEGORIES},
+        "mean": 0.34,
+        "color_score": 0.7,
+        "color_count": 100,
+        "images": 300,
+        "guidance_scale": 2.0,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": 1.0,
+        "seed": 7,
+        "examples": [{**drawing, "image": image}],
     }
     return {
         "quick": False,
@@ -117,18 +130,11 @@ def results():
             "frozen": understanding(0.5, "red"),
             "tuned": understanding(0.612, "blue", [{**question, "correct": False, "image": image}]),
         },
-        "captions": {"frozen": captions(0.375), "tuned": captions(0.25)},
-        "drawings": {
-            "categories": {name: {"accuracy": 0.34, "correct": 17, "count": 50} for name in PROMPT_CATEGORIES},
-            "mean": 0.34,
-            "color_score": 0.7,
-            "color_count": 100,
-            "images": 300,
-            "guidance_scale": 2.0,
-            "temperature": 1.0,
-            "top_k": None,
-            "top_p": 1.0,
-            "seed": 7,
-            "examples": [{**drawing, "image": image}],
+        "captions": {"frozen": captions(0.375), "tuned": captions(0.25), "chat": captions(0.3)},
+        "drawings": drawings,
+        "unseen": {
+            "understanding": {"frozen": understanding(0.125, "red"), "tuned": understanding(0.375, "red")},
+            "captions": captions(0.75),
+            "drawings": {**drawings, "mean": 0.055},
         },
     }

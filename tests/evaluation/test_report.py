@@ -99,6 +99,20 @@ def test_numbers_that_are_not_finite_become_null(results, tmp_path):
     assert "NaN" not in text
 
 
+def test_unseen_pairs_have_columns_of_their_own(results, tmp_path):
+    assert report._scores(results["understanding"], results["unseen"]["understanding"])[-1] | {"chance": 0} == {
+        "name": "mean of types",
+        "chance": 0,
+        "frozen": 0.5,
+        "tuned": 0.612,
+        "unseen_frozen": 0.125,
+        "unseen_tuned": 0.375,
+        "count": 24,
+    }
+    text = page_of(results, tmp_path).text
+    assert "12.5%" in text and "37.5%" in text and "5.5%" in text
+
+
 def test_only_a_quick_run_carries_the_banner(results, tmp_path):
     banner = "A quick run: every stage ran, few steps, the figures mean nothing."
     assert banner not in page_of(results, tmp_path).text

@@ -23,7 +23,7 @@ def share_of_shapes_read(scenes, radius, noise):
 
 
 def test_at_least_99_of_100_rendered_scenes_are_read_without_an_error():
-    scenes = list(Scenes(11, "test", length=400)) + list(Scenes(11, "train", length=100))
+    scenes = list(Scenes(11, "unseen", length=400)) + list(Scenes(11, "train", length=100))
     right = sum((seen.shapes, seen.text) == (s.shapes, s.text) for s in scenes for seen in [detect(s.render())])
     assert right >= 0.99 * len(scenes)
 

@@ -3,8 +3,8 @@
 import pytest
 
 from scenes_ett import (
-    HELD_OUT_PAIRS,
     PROMPT_CATEGORIES,
+    UNSEEN_PAIRS,
     DetectedScene,
     DrawingPrompt,
     Shape,
@@ -68,7 +68,7 @@ def test_other_texts_are_no_prompts(text):
     assert parse_prompt(text) is None
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "test", "unseen"])
 def test_drawing_pairs_are_deterministic_cycle_the_categories_and_fit_exactly(split):
     for index in range(300):
         prompt, scene = drawing_pair(2, split, index)
@@ -79,18 +79,19 @@ def test_drawing_pairs_are_deterministic_cycle_the_categories_and_fit_exactly(sp
         assert len(scene.shapes) == (prompt.count or len(prompt.objects)) and scene.text is None
 
 
-def test_training_pairs_hold_no_held_out_pair():
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_prompts_for_training_and_testing_hold_no_unseen_pair(split):
     for index in range(600):
-        prompt, scene = drawing_pair(0, "train", index)
-        assert not {(shape.color, shape.shape) for shape in scene.shapes} & HELD_OUT_PAIRS
-        assert not set(prompt.objects) & HELD_OUT_PAIRS
+        prompt, scene = drawing_pair(0, split, index)
+        assert not {(shape.color, shape.shape) for shape in scene.shapes} & UNSEEN_PAIRS
+        assert not set(prompt.objects) & UNSEEN_PAIRS
 
 
-def test_test_prompts_that_name_colors_hold_a_held_out_pair():
+def test_unseen_prompts_that_name_colors_hold_an_unseen_pair():
     for index in range(600):
-        prompt, _ = drawing_pair(0, "test", index)
+        prompt, _ = drawing_pair(0, "unseen", index)
         if prompt.category in ("colors", "color attribution"):
-            assert set(prompt.objects) & HELD_OUT_PAIRS
+            assert set(prompt.objects) & UNSEEN_PAIRS
 
 
 def test_wrong_arguments_are_named():

@@ -32,7 +32,7 @@ SCENE = Scene((RED_CIRCLE, BLUE_SQUARE), Text("cat", "bottom"))
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [Scenes(1, split)[index] for split in ("train", "test") for index in range(1000)]
+    return [Scenes(1, split)[index] for split in ("train", "unseen") for index in range(1000)]
 
 
 def ask(scene, seed=0):

@@ -5,11 +5,11 @@ import pytest
 
 from scenes_ett import (
     COLORS,
-    HELD_OUT_PAIRS,
     NUMBERS,
     PLACES,
     ROWS,
     SHAPES,
+    UNSEEN_PAIRS,
     WORDS,
     Background,
     Scene,
@@ -31,8 +31,8 @@ def train():
 
 
 @pytest.fixture(scope="module")
-def test():
-    return [Scenes(0, "test")[index] for index in range(1000)]
+def unseen():
+    return [Scenes(0, "unseen")[index] for index in range(1000)]
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone():
@@ -50,22 +50,23 @@ def test_seeds_splits_indices_and_drawings_have_streams_of_their_own():
     assert len({repr(scene) for scene in scenes}) == len(scenes)
 
 
-def test_training_never_shows_a_held_out_pair(train):
-    assert not any(pairs(scene) & HELD_OUT_PAIRS for scene in train)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_training_and_testing_never_show_an_unseen_pair(split):
+    assert not any(pairs(Scenes(0, split)[index]) & UNSEEN_PAIRS for index in range(1000))
 
 
-def test_testing_always_shows_a_held_out_pair(test):
-    assert all(pairs(scene) & HELD_OUT_PAIRS for scene in test)
-    assert set.union(*map(pairs, test)) & HELD_OUT_PAIRS == HELD_OUT_PAIRS
+def test_the_unseen_split_always_shows_an_unseen_pair(unseen):
+    assert all(pairs(scene) & UNSEEN_PAIRS for scene in unseen)
+    assert set.union(*map(pairs, unseen)) & UNSEEN_PAIRS == UNSEEN_PAIRS
 
 
-def test_each_shape_has_one_held_out_color_and_no_color_is_held_out_twice():
-    assert sorted(shape for _, shape in HELD_OUT_PAIRS) == sorted(SHAPES)
-    assert len({color for color, _ in HELD_OUT_PAIRS}) == len(SHAPES)
+def test_each_shape_has_one_unseen_color_and_no_color_twice():
+    assert sorted(shape for _, shape in UNSEEN_PAIRS) == sorted(SHAPES)
+    assert len({color for color, _ in UNSEEN_PAIRS}) == len(SHAPES)
 
 
 def test_training_shows_all_other_pairs(train):
-    assert len(set.union(*map(pairs, train))) == len(COLORS) * len(SHAPES) - len(HELD_OUT_PAIRS)
+    assert len(set.union(*map(pairs, train))) == len(COLORS) * len(SHAPES) - len(UNSEEN_PAIRS)
 
 
 def test_scenes_are_as_rich_as_promised(train):
@@ -164,7 +165,7 @@ def test_a_length_ends_the_scenes():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="unknown split 'valid': expected 'train' or 'test'"):
+    with pytest.raises(ValueError, match="unknown split 'valid': expected 'train', 'test' or 'unseen'"):
         Scenes(0, "valid")
     with pytest.raises(ValueError, match="must not be negative, got seed -1"):
         Scenes(-1, "train")
