@@ -58,8 +58,8 @@ STAGES = (
     Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 180),
     Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", 20, {"model.path": "language"}),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 700, {"model.path": "alignment"}),
-    Stage("gen", "demo_gen", "ett-gen", 410, {"model.path": "semantic"}),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 600, {"model.path": "alignment"}),
+    Stage("gen", "demo_gen", "ett-gen", 520, {"model.path": "semantic"}),
     Stage(
         "semantic-frozen",
         "demo_semantic",

@@ -37,7 +37,7 @@ def reconstruct(tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: in
 
 
 def evaluate_reconstruction(
-    tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 32, progress: bool = True
+    tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 8, progress: bool = True
 ) -> dict[str, float]:
     """
     Args:

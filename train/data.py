@@ -4,6 +4,7 @@
 - A task says how an example becomes a sequence, and which of its tokens are predicted.
 """
 
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from processing_ett import CAPTION_PROMPT, ETTImageProcessor, ETTProcessor, Imag
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
+QUESTION_ORDER = (
+    *("position", "colour", "shape", "position", "count"),
+    *("colour", "reading", "position", "relation", "shape"),
+)
+"""In which order a scene is asked about, as far as it has such questions. Where a thing is comes most often: to search
+the picture is learned last."""
 Segments = list[tuple[str, bool]]
 
 
@@ -119,14 +126,15 @@ class SceneExamples(Dataset):
         questions = scenes_ett.questions(scene, rng)
         if self.task == "chat" and rng.random() < 0.25:
             return _turns([(CAPTION_PROMPT, scenes_ett.caption(scene, rng))], with_image=True)
-        by_type = {kind: [q for q in questions if q.type == kind] for kind in {q.type for q in questions}}
+        by_type = {kind: [q for q in questions if q.type == kind] for kind in scenes_ett.QUESTION_TYPES}
         turns = []
-        # Types are asked in turn, so that the many questions of some types do not crowd out the few of others.
-        while len(turns) < self.questions_per_scene and any(by_type.values()):
-            for kind in rng.permutation(sorted(kind for kind, left in by_type.items() if left)):
-                question = by_type[kind].pop(rng.integers(len(by_type[kind])))
+        for kind in itertools.cycle(QUESTION_ORDER):
+            if len(turns) == self.questions_per_scene or not any(by_type.values()):
+                break
+            if left := by_type[kind]:
+                question = left.pop(rng.integers(len(left)))
                 turns.append((question.question, question.answer))
-        return _turns(turns[: self.questions_per_scene], with_image=self.task == "chat")
+        return _turns(turns, with_image=self.task == "chat")
 
 
 def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:
@@ -137,6 +145,31 @@ def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str,
             content.insert(0, {"type": "image"})
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Each pair of turns as a conversation of its own, with the first turn's pictures; a system's turn stays in all.
+
+    Raises:
+        ValueError: Turns of user and assistant do not alternate.
+    """
+    system = [message for message in messages if message["role"] == "system"]
+    turns = [message for message in messages if message["role"] != "system"]
+    asked, answered = turns[::2], turns[1::2]
+    if [turn["role"] for turn in turns] != ["user", "assistant"] * len(answered) or not answered:
+        raise ValueError(
+            "independent_turns needs conversations in which user and assistant alternate, the user first; one has the "
+            f"roles {', '.join(turn['role'] for turn in turns) or 'none'}."
+        )
+    first = asked[0]["content"]
+    pictures = [part for part in first if part["type"] == "image"] if isinstance(first, list) else []
+    conversations = []
+    for question, answer in zip(asked, answered, strict=True):
+        content = question["content"]
+        content = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [part for part in content if part["type"] != "image"]
+        conversations.append([*system, {"role": "user", "content": [*pictures, *texts]}, answer])
+    return conversations
 
 
 class FolderExamples(Dataset):
@@ -240,6 +273,9 @@ class PreparedDataset(Dataset):
         processor ([`ETTProcessor`], or [`ETTImageProcessor`] for reconstruction).
         prompt_dropout (`float`): Share of examples whose text is left out, for guidance (drawing).
         max_length (`int`): Longer sequences are an error: cutting one would tear a picture or an answer apart.
+        independent_turns (`bool`): Each turn of a conversation is asked as if it were the first: turns share the
+            picture before them and see nothing of one another, so that no answer gives another away. Items then also
+            hold `branches`, 0 for what is shared and the turn's number for the rest of the tokens.
     """
 
     def __init__(
@@ -250,9 +286,11 @@ class PreparedDataset(Dataset):
         seed: int = 0,
         prompt_dropout: float = 0.0,
         max_length: int = 4096,
+        independent_turns: bool = False,
     ):
         self.examples, self.task, self.processor = examples, task, processor
         self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
+        self.independent_turns = independent_turns and task == "chat"
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -263,7 +301,8 @@ class PreparedDataset(Dataset):
             example = {**example, "text": ""}
         prepared: dict[str, Any] = {}
         if self.task != "reconstruction":
-            prepared |= self._tokens(example)
+            prepared |= self._branches(example) if self.independent_turns else self._tokens(example)
+            self._check_length(prepared)
         if example["images"]:
             image_processor = getattr(self.processor, "image_processor", self.processor)
             pixels = image_processor(example["images"], return_tensors="pt")["pixel_values"]
@@ -286,12 +325,32 @@ class PreparedDataset(Dataset):
         for ids, is_predicted in zip(encoded, predicted, strict=True):
             input_ids += ids
             labels += ids if is_predicted else [IGNORED] * len(ids)
-        if len(input_ids) > self.max_length:
-            raise ValueError(
-                f"An example is {len(input_ids)} tokens long, more than data.max_length={self.max_length}; shorten it "
-                "or raise the limit."
-            )
         return {"input_ids": input_ids, "labels": labels}
+
+    def _branches(self, example: dict[str, Any]) -> dict[str, list[int]]:
+        """The example's turns as branches of one sequence, behind what all of them begin with."""
+        turns = [
+            self._tokens({**example, "messages": messages})
+            for messages in independent_conversations(example["messages"])
+        ]
+        # A branch's first token has nothing of its own before it, so it must not be a predicted one.
+        asked = [list(itertools.takewhile(lambda label: label == IGNORED, turn["labels"])) for turn in turns]
+        columns = zip(*(turn["input_ids"][: min(map(len, asked)) - 1] for turn in turns), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        joined = {name: turns[0][name][:shared] for name in ("input_ids", "labels")}
+        branches = [0] * shared
+        for number, turn in enumerate(turns, 1):
+            for name, values in joined.items():
+                values += turn[name][shared:]
+            branches += [number] * (len(turn["input_ids"]) - shared)
+        return {**joined, "branches": branches}
+
+    def _check_length(self, prepared: dict[str, list[int]]):
+        if len(prepared["input_ids"]) > self.max_length:
+            raise ValueError(
+                f"An example is {len(prepared['input_ids'])} tokens long, more than "
+                f"data.max_length={self.max_length}; shorten it or raise the limit."
+            )
 
 
 class InMemoryDataset(Dataset):
@@ -341,6 +400,25 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
+PADDING_BRANCH = -1
+
+
+def branch_layout(branches: torch.LongTensor) -> tuple[torch.BoolTensor, torch.LongTensor]:
+    """Who sees whom, `(batch_size, 1, length, length)`, and positions `(batch_size, length)`, for sequences whose
+    branches `(batch_size, length)` number the turns behind a shared part 0: a token sees the shared part and its own
+    branch, up to itself, and each branch goes on where the shared part ends.
+
+    >>> mask, positions = branch_layout(torch.tensor([[0, 0, 1, 1, 2]]))
+    >>> positions.tolist()
+    [[0, 1, 2, 3, 2]]
+    >>> mask[0, 0, 4].tolist()
+    [True, True, False, False, True]
+    """
+    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    sees &= torch.ones(branches.shape[1], branches.shape[1], dtype=torch.bool).tril()
+    return sees[:, None], sees.sum(dim=-1) - 1
+
+
 @dataclass
 class ETTCollator:
     """Prepared examples to a batch, padded on the right.
@@ -365,6 +443,9 @@ class ETTCollator:
             batch["attention_mask"] = self._pad([[1] * len(item["input_ids"]) for item in items], 0)
             if not self.is_drawing:
                 batch["labels"] = self._pad([item["labels"] for item in items], IGNORED)
+        if "branches" in items[0]:
+            branches = self._pad([item["branches"] for item in items], PADDING_BRANCH)
+            batch["attention_mask"], batch["position_ids"] = branch_layout(branches)
         pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
         codes = [item["image_codes"] for item in items if "image_codes" in item]
         if pixels:

@@ -47,6 +47,7 @@ class DataSection:
         length: Number of scenes.
         in_memory: Prepare every example once, before training; pictures become codes where the tokenizer is frozen.
         questions_per_scene: Turns of a conversation about a scene.
+        independent_turns: Turns of a conversation share its picture, but do not see one another (chat).
         prompt_dropout: Share of examples without their prompt (drawing).
         max_length: Longest sequence, in tokens.
         image_column, text_column, messages_column: Columns of the user's own data.
@@ -57,6 +58,7 @@ class DataSection:
     length: int = 10_000
     in_memory: bool = False
     questions_per_scene: int = 6
+    independent_turns: bool = False
     prompt_dropout: float = 0.0
     max_length: int = 4096
     image_column: str = "image"

@@ -195,7 +195,13 @@ def build_dataset(
 ) -> PreparedDataset | InMemoryDataset:
     """The examples as the trainer takes them."""
     prepared = PreparedDataset(
-        examples, recipe.task, processor, seed, recipe.data.prompt_dropout, recipe.data.max_length
+        examples,
+        recipe.task,
+        processor,
+        seed,
+        recipe.data.prompt_dropout,
+        recipe.data.max_length,
+        recipe.data.independent_turns,
     )
     if not recipe.data.in_memory:
         return prepared

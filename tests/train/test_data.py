@@ -47,6 +47,52 @@ def test_of_a_caption_the_words_and_the_end_are_predicted(processor):
     assert item["pixel_values"].dtype == torch.uint8 and tuple(item["pixel_values"].shape) == (1, 3, 64, 64)
 
 
+def independent_item(processor, turns=4):
+    examples = SceneExamples("chat", 0, "train", 40, questions_per_scene=turns)
+    index = next(i for i in range(40) if len(examples[i]["messages"]) == 2 * turns)
+    item = PreparedDataset(examples, "chat", processor, independent_turns=True)[index]
+    return examples[index], item
+
+
+def test_independent_turns_share_the_picture_alone(processor):
+    example, item = independent_item(processor)
+    assert item["input_ids"].count(processor.image_token_id) == NUM_CODES
+    answers = [message["content"] for message in example["messages"] if message["role"] == "assistant"]
+    assert predicted_texts(processor, item) == [as_decoded(processor, answer + "<|im_end|>") for answer in answers]
+    for number, question in enumerate(example["messages"][::2], 1):
+        numbered = zip(item["input_ids"], item["branches"], strict=True)
+        own = [token for token, branch in numbered if branch in (0, number)]
+        alone = {"images": example["images"], "messages": example["messages"][2 * number - 2 : 2 * number]}
+        text = [part for part in question["content"] if part["type"] == "text"]
+        alone["messages"][0] = {"role": "user", "content": [{"type": "image"}, *text]}
+        assert own == PreparedDataset([alone], "chat", processor)[0]["input_ids"]
+
+
+def test_the_answer_to_an_independent_turn_is_what_it_would_be_alone(
+    processor, make_model, make_language_model, make_vision_tokenizer
+):
+    _, item = independent_item(processor)
+    batch = ETTCollator(processor.tokenizer.pad_token_id)([item, item])
+    branches = torch.tensor(item["branches"])
+    own = (branches == 0) | (branches == 3)
+    model = make_model(
+        make_language_model(vocab_size=len(processor.tokenizer)),
+        make_vision_tokenizer(patch_size=4),
+        image_token_id=processor.image_token_id,
+    )
+    with torch.no_grad():
+        together = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[0, own]
+        alone = model(input_ids=batch["input_ids"][:1, own], pixel_values=batch["pixel_values"][:1]).logits[0]
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_independent_turns_must_alternate(processor):
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    prepared = PreparedDataset([{"images": [], "messages": messages}], "chat", processor, independent_turns=True)
+    with pytest.raises(ValueError, match="user and assistant alternate, the user first; one has the roles user, user"):
+        prepared[0]
+
+
 @pytest.mark.parametrize("index", range(8))
 def test_of_a_conversation_only_answers_and_their_ends_are_predicted(processor, index):
     examples = SceneExamples("chat", 0, "train", 8)
