@@ -291,6 +291,9 @@ class PreparedDataset(Dataset):
         self.examples, self.task, self.processor = examples, task, processor
         self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
         self.independent_turns = independent_turns and task == "chat"
+        if task != "reconstruction":
+            placeholder = processor.image_placeholder()
+            self.picture_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -310,27 +313,12 @@ class PreparedDataset(Dataset):
         return prepared
 
     def _tokens(self, example: dict[str, Any]) -> dict[str, list[int]]:
-        input_ids, labels = [], []
-        texts, predicted = zip(*TASKS[self.task](example, self.processor), strict=True)
-        self.processor.check_vocabulary("\n".join(texts))
-        placeholders = sum(text.count(self.processor.image_token) for text in texts)
-        if placeholders != len(example["images"]):
-            raise ValueError(
-                f"An example has {len(example['images'])} pictures and {placeholders} placeholders "
-                f"{self.processor.image_token} in its text; give one placeholder for each."
-            )
-        placeholder = self.processor.image_placeholder()
-        expanded = [text.replace(self.processor.image_token, placeholder) for text in texts]
-        encoded = self.processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        for ids, is_predicted in zip(encoded, predicted, strict=True):
-            input_ids += ids
-            labels += ids if is_predicted else [IGNORED] * len(ids)
-        return {"input_ids": input_ids, "labels": labels}
+        return self._join(TASKS[self.task](example, self.processor), example)
 
     def _branches(self, example: dict[str, Any]) -> dict[str, list[int]]:
         """The example's turns as branches of one sequence, behind what all of them begin with."""
         turns = [
-            self._tokens({**example, "messages": messages})
+            self._join(TASKS[self.task]({"messages": messages}, self.processor), example)
             for messages in independent_conversations(example["messages"])
         ]
         # A branch's first token has nothing of its own before it, so it must not be a predicted one.
@@ -344,6 +332,26 @@ class PreparedDataset(Dataset):
                 values += turn[name][shared:]
             branches += [number] * (len(turn["input_ids"]) - shared)
         return {**joined, "branches": branches}
+
+    def _join(self, segments: Segments, example: dict[str, Any]) -> dict[str, list[int]]:
+        """Segments to one sequence, each picture's placeholder to one for each of its codes."""
+        input_ids, labels = [], []
+        texts, predicted = zip(*segments, strict=True)
+        self.processor.check_vocabulary("\n".join(texts))
+        placeholders = sum(text.count(self.processor.image_token) for text in texts)
+        if placeholders != len(example["images"]):
+            raise ValueError(
+                f"An example has {len(example['images'])} pictures and {placeholders} placeholders "
+                f"{self.processor.image_token} in its text; give one placeholder for each."
+            )
+        encoded = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for ids, is_predicted in zip(encoded, predicted, strict=True):
+            expanded = []
+            for token in ids:
+                expanded += self.picture_ids if token == self.processor.image_token_id else [token]
+            input_ids += expanded
+            labels += expanded if is_predicted else [IGNORED] * len(expanded)
+        return {"input_ids": input_ids, "labels": labels}
 
     def _check_length(self, prepared: dict[str, list[int]]):
         if len(prepared["input_ids"]) > self.max_length:
