@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for all else, as one optimizer.
 
-- Muon moves a weight by its momentum with all singular values set near 1. The demo's small networks then need about
-  half of AdamW's steps, and the update costs a few matrix products.
+- Muon moves a weight by its momentum with all singular values set near 1. The demo's small networks then need
+  fewer steps than with AdamW; the update costs a few matrix products.
 - Weights of one shape are orthogonalized together, in bfloat16.
 """
 

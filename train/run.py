@@ -22,10 +22,11 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 from .arguments import ETTTrainingArguments
-from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .data import TASKS, ETTCollator, InMemoryDataset, PreparedDataset
 from .initialization import start_linear
 from .progress import FiguresProgressCallback
 from .recipes import ModelSection, Recipe, load_recipe
+from .sources import FolderExamples, SceneExamples
 from .trainer import ETTTrainer, newest_checkpoint, train_only
 
 logger = logging.getLogger(__name__)

@@ -227,7 +227,7 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
     examples = FolderExamples(str(folder), "caption")
-    with caplog.at_level(logging.WARNING, logger="train.data"):
+    with caplog.at_level(logging.WARNING, logger="train.sources"):
         read = [examples[index] for index in range(len(examples))]
     assert {image.mode for example in read for image in example["images"]} == {"RGB"}
     assert {len(example["images"]) for example in read} == {1}

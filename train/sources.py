@@ -1,0 +1,175 @@
+"""Where examples come from: the embedded scenes, or the user's own pictures.
+
+An *example* is a dict: `images` (a list of pictures) and, by task, `text` or `messages`.
+"""
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset
+
+import scenes_ett
+from processing_ett import CAPTION_PROMPT, ImageError, load_image
+
+logger = logging.getLogger(__name__)
+
+QUESTION_ORDER = (
+    *("position", "colour", "shape", "position", "count"),
+    *("colour", "reading", "position", "relation", "shape"),
+)
+"""In which order a scene is asked about, as far as it has such questions. Where a thing is comes most often: to search
+the picture is learned last."""
+
+
+class SceneExamples(Dataset):
+    """Examples drawn on the fly from scenes, the same for the same task, seed, split and index.
+
+    Args:
+        questions_per_scene (`int`): Questions in a conversation, and in what follows a text.
+    """
+
+    def __init__(self, task: str, seed: int, split: str, length: int, questions_per_scene: int = 6):
+        self.task, self.seed, self.split, self.length = task, seed, split, length
+        self.questions_per_scene = questions_per_scene
+        self.scenes = scenes_ett.Scenes(seed, split)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, index))
+        scene = self.scenes[index]
+        if self.task == "drawing":
+            # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
+            if rng.random() < 0.5 and scene.text is None:
+                return {"images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
+            prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
+            return {"images": [scene.render()], "text": prompt.text}
+        example = {"images": [] if self.task == "text" else [scene.render()]}
+        if self.task in ("text", "caption"):
+            example["text"] = scenes_ett.caption(scene, rng)
+        if self.task in ("text", "chat") and self.questions_per_scene:
+            example["messages"] = self._conversation(scene, rng)
+        return example
+
+    def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
+        """Questions and answers; about every fourth picture only a request for a caption, which would give the answers
+        away."""
+        questions = scenes_ett.questions(scene, rng)
+        if self.task == "chat" and rng.random() < 0.25:
+            return _turns([(CAPTION_PROMPT, scenes_ett.caption(scene, rng))], with_image=True)
+        by_type = {kind: [q for q in questions if q.type == kind] for kind in scenes_ett.QUESTION_TYPES}
+        turns = []
+        for kind in itertools.cycle(QUESTION_ORDER):
+            if len(turns) == self.questions_per_scene or not any(by_type.values()):
+                break
+            if left := by_type[kind]:
+                question = left.pop(rng.integers(len(left)))
+                turns.append((question.question, question.answer))
+        return _turns(turns, with_image=self.task == "chat")
+
+
+def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:
+    messages = []
+    for question, answer in questions:
+        content = [{"type": "text", "text": question}]
+        if with_image and not messages:
+            content.insert(0, {"type": "image"})
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+class FolderExamples(Dataset):
+    """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets),
+    or any data set that [`datasets.load_dataset`] takes.
+
+    A picture that cannot be read is skipped, named and counted: the next readable one takes its place.
+
+    Args:
+        path (`str`): Folder, file or name on the Hub.
+        text_column (`str`): Column of captions or prompts; not read for reconstruction or chat.
+        messages_column (`str`): Column of conversations, lists of `role` and `content`.
+
+    Raises:
+        ValueError: There is nothing to learn from, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        task: str,
+        split: str = "train",
+        image_column: str = "image",
+        text_column: str = "text",
+        messages_column: str = "messages",
+    ):
+        self.path, self.task = path, task
+        self.image_column, self.text_column, self.messages_column = image_column, text_column, messages_column
+        self.rows = self._load(split)
+        self.skipped: dict[str, str] = {}
+        if image_column in self.rows.column_names:
+            self.rows = self.rows.cast_column(image_column, datasets.Image(decode=False))
+
+    def _load(self, split: str) -> datasets.Dataset:
+        folder = Path(self.path)
+        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+            raise ValueError(f"The folder '{self.path}' is empty; expected pictures and a metadata.jsonl.")
+        try:
+            rows = datasets.load_dataset(self.path, split=split)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise ValueError(f"'{self.path}' could not be read as a data set: {cause}") from error
+        needed = {"reconstruction": (self.image_column,), "text": (self.text_column,)}
+        needed |= {"caption": (self.image_column, self.text_column), "drawing": (self.image_column, self.text_column)}
+        needed |= {"chat": (self.messages_column,)}
+        missing = [column for column in needed[self.task] if column not in rows.column_names]
+        if missing:
+            hint = ""
+            if folder.is_dir() and not list(folder.rglob("metadata.*")):
+                hint = " The folder has no metadata.jsonl with a line such as " + (
+                    '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
+                )
+            raise ValueError(
+                f"'{self.path}' has no column {', '.join(map(repr, missing))}; its columns are "
+                f"{', '.join(map(repr, rows.column_names)) or 'none'}. Name yours with data.image_column, "
+                f"data.text_column or data.messages_column.{hint}"
+            )
+        if not len(rows):
+            raise ValueError(f"'{self.path}' holds no examples.")
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for offset in range(len(self)):
+            row = self.rows[(index + offset) % len(self)]
+            try:
+                return self._example(row)
+            except ImageError as error:
+                name = str(row[self.image_column].get("path") or f"row {(index + offset) % len(self)}")
+                if name not in self.skipped:
+                    self.skipped[name] = str(error)
+                    logger.warning("Skipped picture %d: %s (%s)", len(self.skipped), name, error)
+        raise ValueError(f"None of the {len(self)} pictures of '{self.path}' can be read.")
+
+    def _example(self, row: dict[str, Any]) -> dict[str, Any]:
+        values = row.get(self.image_column) if self.task != "text" else None
+        values = values if isinstance(values, list) else [values] if values is not None else []
+        example: dict[str, Any] = {"images": [load_image(value["bytes"] or value["path"]) for value in values]}
+        if self.task == "chat":
+            example["messages"] = row[self.messages_column]
+        elif self.task != "reconstruction":
+            example["text"] = row[self.text_column]
+            if not isinstance(example["text"], str):
+                raise ValueError(
+                    f"'{self.path}' has an example whose {self.text_column!r} is {example['text']!r}; expected text."
+                )
+        return example
+
+
+__all__ = ["FolderExamples", "SceneExamples"]
