@@ -174,7 +174,6 @@ class PreparedDataset(Dataset):
         """Segments to one sequence, each picture's placeholder to one for each of its codes."""
         input_ids, labels = [], []
         texts, predicted = zip(*segments, strict=True)
-        self.processor.check_vocabulary("\n".join(texts))
         placeholders = sum(text.count(self.processor.image_token) for text in texts)
         if placeholders != len(example["images"]):
             raise ValueError(
@@ -182,6 +181,8 @@ class PreparedDataset(Dataset):
                 f"{self.processor.image_token} in its text; give one placeholder for each."
             )
         encoded = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        if any(self.processor.tokenizer.unk_token_id in ids for ids in encoded):
+            self.processor.check_vocabulary("\n".join(texts))
         for ids, is_predicted in zip(encoded, predicted, strict=True):
             expanded = []
             for token in ids:

@@ -180,7 +180,9 @@ def build_examples(recipe: Recipe, seed: int) -> SceneExamples | FolderExamples:
             "datasets can load, or data.source=scenes."
         )
     if data.source == "scenes":
-        return SceneExamples(recipe.task, seed, data.split, data.length, data.questions_per_scene)
+        return SceneExamples(
+            recipe.task, seed, data.split, data.length, data.questions_per_scene, data.independent_turns
+        )
     return FolderExamples(
         data.source, recipe.task, data.split, data.image_column, data.text_column, data.messages_column
     )

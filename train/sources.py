@@ -30,11 +30,21 @@ class SceneExamples(Dataset):
 
     Args:
         questions_per_scene (`int`): Questions in a conversation, and in what follows a text.
+        independent_turns (`bool`): Turns will see nothing of one another (see [`PreparedDataset`]), so that a request
+            for a caption, which would give answers away, need not be a conversation of its own.
     """
 
-    def __init__(self, task: str, seed: int, split: str, length: int, questions_per_scene: int = 6):
+    def __init__(
+        self,
+        task: str,
+        seed: int,
+        split: str,
+        length: int,
+        questions_per_scene: int = 6,
+        independent_turns: bool = False,
+    ):
         self.task, self.seed, self.split, self.length = task, seed, split, length
-        self.questions_per_scene = questions_per_scene
+        self.questions_per_scene, self.independent_turns = questions_per_scene, independent_turns
         self.scenes = scenes_ett.Scenes(seed, split)
 
     def __len__(self) -> int:
@@ -57,11 +67,13 @@ class SceneExamples(Dataset):
         return example
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Questions and answers; about every fourth picture only a request for a caption, which would give the answers
-        away."""
+        """Questions and answers, and for about every fourth picture a request for a caption."""
         questions = scenes_ett.questions(scene, rng)
+        described = []
         if self.task == "chat" and rng.random() < 0.25:
-            return _turns([(CAPTION_PROMPT, scenes_ett.caption(scene, rng))], with_image=True)
+            described = [(CAPTION_PROMPT, scenes_ett.caption(scene, rng))]
+            if not self.independent_turns:
+                return _turns(described, with_image=True)
         by_type = {kind: [q for q in questions if q.type == kind] for kind in scenes_ett.QUESTION_TYPES}
         turns = []
         for kind in itertools.cycle(QUESTION_ORDER):
@@ -70,7 +82,7 @@ class SceneExamples(Dataset):
             if left := by_type[kind]:
                 question = left.pop(rng.integers(len(left)))
                 turns.append((question.question, question.answer))
-        return _turns(turns, with_image=self.task == "chat")
+        return _turns(turns + described, with_image=self.task == "chat")
 
 
 def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:

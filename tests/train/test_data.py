@@ -48,7 +48,7 @@ def test_of_a_caption_the_words_and_the_end_are_predicted(processor):
 
 
 def independent_item(processor, turns=4):
-    examples = SceneExamples("chat", 0, "train", 40, questions_per_scene=turns)
+    examples = SceneExamples("chat", 0, "train", 40, turns - 1, independent_turns=True)
     index = next(i for i in range(40) if len(examples[i]["messages"]) == 2 * turns)
     item = PreparedDataset(examples, "chat", processor, independent_turns=True)[index]
     return examples[index], item
@@ -185,6 +185,15 @@ def test_a_conversation_shows_its_picture_once_and_has_the_turns_asked_for():
         assert messages[0]["content"][0] == {"type": "image"} and len(images) == 1
         assert len(questions) == (1 if questions[0] == "Describe the image." else 3)
         assert [message["role"] for message in messages] == ["user", "assistant"] * len(questions)
+
+
+@pytest.mark.parametrize("independent_turns", [False, True])
+def test_a_caption_is_asked_for_where_it_gives_no_answer_away(independent_turns):
+    examples = SceneExamples("chat", 0, "train", 40, 3, independent_turns)
+    asked = [[m["content"][-1]["text"] for m in examples[index]["messages"][::2]] for index in range(40)]
+    described = [questions for questions in asked if questions[-1] == "Describe the image."]
+    assert 4 <= len(described) <= 16
+    assert {len(questions) for questions in described} == ({4} if independent_turns else {1})
 
 
 def test_conversations_ask_and_answer_what_the_scene_does():
