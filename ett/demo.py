@@ -64,7 +64,7 @@ STAGES = (
         "semantic-frozen",
         "demo_semantic",
         f"{WORK}/semantic-frozen",
-        200,
+        225,
         {"model.path": "alignment"},
         ("title=Stage 2 without tuning", "train=[projector, language_model]", "data.in_memory=true"),
         beside=True,
@@ -73,12 +73,12 @@ STAGES = (
         "chat-frozen",
         "demo_chat",
         f"{WORK}/chat-frozen",
-        300,
+        430,
         {"model.path": "semantic-frozen"},
         ("title=Stage 3 without tuning",),
         beside=True,
     ),
-    Stage("chat", "demo_chat", "ett-chat", 300, {"model.path": "semantic"}, beside=True),
+    Stage("chat", "demo_chat", "ett-chat", 430, {"model.path": "semantic"}, beside=True),
 )
 EVALUATION_SECONDS = 90
 

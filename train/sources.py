@@ -55,7 +55,7 @@ class SceneExamples(Dataset):
         scene = self.scenes[index]
         if self.task == "drawing":
             # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
-            if rng.random() < 0.5 and scene.text is None:
+            if rng.random() < 0.75 and scene.text is None:
                 return {"images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
             return {"images": [scene.render()], "text": prompt.text}
