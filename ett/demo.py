@@ -55,11 +55,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 180),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 160),
     Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", 20, {"model.path": "language"}),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 600, {"model.path": "alignment"}),
-    Stage("gen", "demo_gen", "ett-gen", 520, {"model.path": "semantic"}),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 550, {"model.path": "alignment"}),
+    Stage("gen", "demo_gen", "ett-gen", 620, {"model.path": "semantic"}),
     Stage(
         "semantic-frozen",
         "demo_semantic",
@@ -80,7 +80,7 @@ STAGES = (
     ),
     Stage("chat", "demo_chat", "ett-chat", 430, {"model.path": "semantic"}, beside=True),
 )
-EVALUATION_SECONDS = 90
+EVALUATION_SECONDS = 100
 
 QUICK = {
     "data.length": 256,
