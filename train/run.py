@@ -126,8 +126,9 @@ def check_output_folder(output_dir: Path, recipe: Recipe, resume: bool = True) -
     Raises:
         ValueError: It holds something else, or another recipe's run.
     """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"'{output_dir}' is a file; --output-dir must be a folder.")
+    for path in (output_dir, *output_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"'{path}' is a file; --output-dir must be a folder.")
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return False
     recipe_file = output_dir / WORK_FOLDER / RECIPE_NAME

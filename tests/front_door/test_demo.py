@@ -51,6 +51,13 @@ def test_a_folder_with_something_else_is_refused_before_training(tmp_path, name)
     assert (tmp_path / name / "thesis.txt").read_text() == "three years of work"
 
 
+def test_a_file_in_the_place_of_the_output_folder_is_refused_before_training(tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(ValueError, match=r"thesis\.txt' is a file; --output-dir must be a folder"):
+        demo.run_demo(tmp_path / "thesis.txt", quick=True)
+    assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
 def test_the_clock_corrects_the_plan_by_the_pace_so_far(monkeypatch, capsys):
     now = iter([0.0, 240.0])
     monkeypatch.setattr(demo.time, "monotonic", lambda: next(now))
