@@ -147,6 +147,20 @@ def reconstruct(
 
 
 @_command
+def convert_tokenizer(
+    source: Annotated[Path, typer.Argument(help="A .ckpt of SEED-Voken, or a folder of Emu3.5.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    weights: Annotated[str, typer.Option(help="Of a .ckpt: ema, the moving average, or raw, as trained.")] = "ema",
+    discriminator: Annotated[
+        Path | None, typer.Option(help="Also write the discriminator, to go on training with.", show_default=False)
+    ] = None,
+):
+    """Turn a public IBQ checkpoint into a tokenizer's folder."""
+    conversion = room("train.conversion").convert_tokenizer(source, output, weights, discriminator)
+    typer.echo(f"Wrote {output}.\n{conversion.summary()}")
+
+
+@_command
 def push(
     folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
