@@ -73,7 +73,7 @@ def convert_tokenizer(
         output: A folder that does not exist yet, or is empty.
         weights: "ema" for the moving average, which published figures use; "raw" to go on training exactly. A folder
             of Emu3.5 holds one kind only.
-        discriminator: A file that receives the checkpoint's discriminator, for `model.discriminator` of a recipe.
+        discriminator: A file that receives the checkpoint's discriminator, as [`PatchDiscriminator`] has its weights.
 
     Raises:
         ValueError: The source is no such checkpoint, something in it is missing, unknown or of another shape, or the
