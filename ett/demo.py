@@ -59,7 +59,7 @@ STAGES = (
     Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", 20, {"model.path": "language"}),
     Stage("semantic", "demo_semantic", f"{WORK}/semantic", 550, {"model.path": "alignment"}),
-    Stage("gen", "demo_gen", "ett-gen", 620, {"model.path": "semantic"}),
+    Stage("gen", "demo_gen", "ett-gen", 550, {"model.path": "semantic"}),
     Stage(
         "semantic-frozen",
         "demo_semantic",
