@@ -38,8 +38,8 @@ class Stage:
         name: Its key in the report.
         recipe: Name of the recipe.
         folder: Where it goes, below the output folder.
-        seconds: What it takes on two idle cores, for the time left.
         start: Names of stages it starts from, by the recipe's field for each.
+        seconds: What it takes on two idle cores, for the time left; not needed of stages `beside`.
         beside: Runs beside the others, in a process of its own: two processes of one thread get half as much again
             out of two cores as one of two threads does with models this small.
         overrides: Further fields of the recipe.
@@ -48,37 +48,35 @@ class Stage:
     name: str
     recipe: str
     folder: str
-    seconds: float
     start: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     overrides: tuple[str, ...] = ()
     beside: bool = False
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", 160),
-    Stage("language", "demo_language", f"{WORK}/language", 40, {"model.vision_tokenizer": "tokenizer"}),
-    Stage("alignment", "demo_alignment", f"{WORK}/alignment", 20, {"model.path": "language"}),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", 550, {"model.path": "alignment"}),
-    Stage("gen", "demo_gen", "ett-gen", 550, {"model.path": "semantic"}),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", seconds=160),
+    Stage("language", "demo_language", f"{WORK}/language", {"model.vision_tokenizer": "tokenizer"}, seconds=40),
+    Stage("alignment", "demo_alignment", f"{WORK}/alignment", {"model.path": "language"}, seconds=20),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=550),
+    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=550),
     Stage(
         "semantic-frozen",
         "demo_semantic",
         f"{WORK}/semantic-frozen",
-        225,
         {"model.path": "alignment"},
-        ("title=Stage 2 without tuning", "train=[projector, language_model]", "data.in_memory=true"),
+        overrides=("title=Stage 2 without tuning", "train=[projector, language_model]", "data.in_memory=true"),
         beside=True,
     ),
     Stage(
         "chat-frozen",
         "demo_chat",
         f"{WORK}/chat-frozen",
-        430,
         {"model.path": "semantic-frozen"},
-        ("title=Stage 3 without tuning",),
+        overrides=("title=Stage 3 without tuning",),
         beside=True,
     ),
-    Stage("chat", "demo_chat", "ett-chat", 430, {"model.path": "semantic"}, beside=True),
+    Stage("chat", "demo_chat", "ett-chat", {"model.path": "semantic"}, beside=True),
 )
 EVALUATION_SECONDS = 100
 

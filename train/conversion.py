@@ -9,7 +9,7 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,13 +159,9 @@ def _first_sentence(error: Exception) -> str:
 
 def source_name(name: str, num_levels: int) -> str:
     """What IBQ's own code calls a parameter of [`IBQModel`]."""
-
-    def up(match: re.Match) -> str:
-        return f"up.{num_levels - 1 - int(match[1])}."
-
     rules: list[tuple[str, str | Callable[[re.Match], str]]] = [
         (r"down_blocks\.(\d+)\.", r"down.\1."),
-        (r"up_blocks\.(\d+)\.", up),
+        (r"up_blocks\.(\d+)\.", lambda match: f"up.{num_levels - 1 - int(match[1])}."),
         (r"mid_block\.resnets\.0\.", "mid.block_1."),
         (r"mid_block\.resnets\.1\.", "mid.block_2."),
         (r"mid_block\.attentions\.0\.", "mid.attn_1."),
@@ -264,7 +260,7 @@ def build(tensors: Tensors, weights: str, l2_normalize: bool) -> Conversion:
     return Conversion(model, weights, left_out)
 
 
-def sort_out(tensors: Tensors, sources, weights: str) -> tuple[dict[str, int], list[str]]:
+def sort_out(tensors: Tensors, sources: Iterable[str], weights: str) -> tuple[dict[str, int], list[str]]:
     """What the tokenizer has no place for: counts of what is left out on purpose, and names of what is unknown."""
     sources = set(sources)
     shadows = {EMA_PREFIX + name.replace(".", "") for name in sources}
