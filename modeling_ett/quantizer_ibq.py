@@ -3,14 +3,22 @@
 - A code is the argmax of the dot product between a latent and every codebook row, not the nearest row.
 - The forward value is the chosen row; the backward pass sees the softmax over all rows, so that every row learns.
 - An entropy term keeps single assignments certain and the use of the codebook even.
+- Tokens go through in blocks, whose logits are thrown away and made again for the backward pass: memory grows with
+  tokens plus codes, never with their product.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import nn
+
+BLOCK_ELEMENTS = 2**23
+"""Logits held at a time: 32 MiB in float32, of which the backward pass needs about five."""
 
 
 @dataclass
@@ -36,6 +44,180 @@ class IBQQuantizerOutput(BaseOutput):
     entropy_loss: torch.Tensor | None = None
 
 
+def token_blocks(num_tokens: int, num_codes: int) -> Iterator[slice]:
+    """Slices of tokens whose logits are few enough to be held at a time."""
+    rows = max(1, BLOCK_ELEMENTS // num_codes)
+    return (slice(start, start + rows) for start in range(0, num_tokens, rows))
+
+
+def assign(tokens: torch.Tensor, table: torch.Tensor) -> torch.LongTensor:
+    """The code of each token `(N, D)` in a table `(K, D)`: the row with the largest dot product."""
+    codes = [(tokens[rows] @ table.T).argmax(dim=-1) for rows in token_blocks(len(tokens), len(table))]
+    return torch.cat(codes) if codes else tokens.new_zeros(0, dtype=torch.long)
+
+
+def _noticed(logits: torch.Tensor, best: torch.Tensor, logit_scale: float, temperature: float) -> torch.BoolTensor:
+    """Which codes `(K,)` matter to any token of a block: in both softmaxes, what all others give together lies below
+    the rounding error of the dense definition, since each has less than the machine's epsilon squared."""
+    margin = -2 * math.log(torch.finfo(logits.dtype).eps) * max(1 / logit_scale, temperature)
+    return (logits > (best - margin).unsqueeze(-1)).any(dim=0)
+
+
+@torch.library.custom_op("ett::index_backpropagation", mutates_args=())
+def index_backpropagation(
+    tokens: torch.Tensor, table: torch.Tensor, logit_scale: float, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Assigns each token a code. The dense definition, with `s = tokens @ table.T` and sg for "no gradient":
+
+        codes   = argmax(s);  hard = table[codes]
+        soft    = softmax(logit_scale * s) @ sg(table);  embeddings = hard + soft - sg(soft)
+        P       = softmax(s / temperature);  entropies = -sum(P log P) over codes;  average = mean(P) over tokens
+
+    Backward pass included, it takes five products of the size of `s` in place of eight, and fewer where the softmaxes
+    are peaked: a block of tokens leaves out the codes that none of them notices.
+
+    Args:
+        tokens: `(N, D)`.
+        table: `(K, D)`.
+
+    Returns:
+        `embeddings` `(N, D)`, `hard` `(N, D)`, `codes` `(N,)`, `entropies` `(N,)` in nats, `average` `(K,)`, and, for
+        the backward pass, `noticed` `(blocks, K)`: which codes matter to which block of tokens.
+    """
+    num_tokens, num_codes = len(tokens), len(table)
+    blocks = list(token_blocks(num_tokens, num_codes))
+    codes = tokens.new_empty(num_tokens, dtype=torch.long)
+    entropies, average = tokens.new_empty(num_tokens), tokens.new_zeros(num_codes)
+    noticed = torch.empty(len(blocks), num_codes, dtype=torch.bool, device=tokens.device)
+    for number, rows in enumerate(blocks):
+        logits = tokens[rows] @ table.T
+        best, codes[rows] = logits.max(dim=-1)
+        noticed[number] = _noticed(logits, best, logit_scale, temperature)
+        columns = _columns(noticed[number])
+        if columns is not None:
+            logits = logits[:, columns]
+        log_probabilities = logits.div_(temperature).log_softmax(dim=-1)
+        probabilities = torch.exp(log_probabilities, out=logits)
+        _add_to(average, columns, probabilities.sum(dim=0))
+        entropies[rows] = -probabilities.mul_(log_probabilities).sum(dim=-1)
+    hard = F.embedding(codes, table)
+    return hard.clone(), hard, codes, entropies, average / max(num_tokens, 1), noticed
+
+
+def _columns(noticed: torch.BoolTensor) -> torch.LongTensor | None:
+    """The noticed codes' numbers, or None for all codes where gathering would not pay."""
+    columns = noticed.nonzero().squeeze(-1)
+    return columns if 2 * len(columns) < len(noticed) else None
+
+
+def _add_to(total: torch.Tensor, columns: torch.LongTensor | None, part: torch.Tensor):
+    if columns is None:
+        total += part
+    else:
+        total.index_add_(0, columns, part)
+
+
+@index_backpropagation.register_fake
+def _(tokens, table, logit_scale, temperature):
+    num_tokens, num_codes = len(tokens), len(table)
+    num_blocks = -(-num_tokens // max(1, BLOCK_ELEMENTS // num_codes))
+    return (
+        torch.empty_like(tokens),
+        torch.empty_like(tokens),
+        tokens.new_empty(num_tokens, dtype=torch.long),
+        tokens.new_empty(num_tokens),
+        tokens.new_empty(num_codes),
+        tokens.new_empty(num_blocks, num_codes, dtype=torch.bool),
+    )
+
+
+@torch.library.custom_op("ett::index_backpropagation_backward", mutates_args=())
+def index_backpropagation_backward(
+    grad_embeddings: torch.Tensor,
+    grad_hard: torch.Tensor,
+    grad_entropies: torch.Tensor,
+    grad_average: torch.Tensor,
+    tokens: torch.Tensor,
+    table: torch.Tensor,
+    codes: torch.Tensor,
+    noticed: torch.Tensor,
+    logit_scale: float,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of [`index_backpropagation`] in `tokens` and `table`. With `p` the softmax of the straight-through
+    path, `a = grad_embeddings @ table.T` and `w = grad_average / N - grad_entropies * log P`:
+
+        ds = logit_scale * p * (a - sum(p a)) + P * (w - sum(P w)) / temperature
+    """
+    grad_tokens, grad_table = torch.empty_like(tokens), torch.zeros_like(table)
+    grad_table.index_add_(0, codes, grad_embeddings + grad_hard)
+    grad_average = grad_average / max(len(tokens), 1)
+    for number, rows in enumerate(token_blocks(len(tokens), len(table))):
+        columns = _columns(noticed[number])
+        keys, weights = (table, grad_average) if columns is None else (table[columns], grad_average[columns])
+        logits = tokens[rows] @ keys.T
+        log_probabilities = (logits / temperature).log_softmax(dim=-1)
+        assignment = logits.mul_(logit_scale).softmax(dim=-1)
+        grad_logits = torch.mm(grad_embeddings[rows], keys.T, out=logits)
+        _through_softmax(grad_logits, assignment).mul_(logit_scale)
+        probabilities = torch.exp(log_probabilities, out=assignment)
+        log_probabilities.mul_(-grad_entropies[rows].unsqueeze(-1)).add_(weights)
+        grad_logits.add_(_through_softmax(log_probabilities, probabilities), alpha=1 / temperature)
+        torch.mm(grad_logits, keys, out=grad_tokens[rows])
+        if columns is None:
+            grad_table.addmm_(grad_logits.T, tokens[rows])
+        else:
+            grad_table.index_add_(0, columns, grad_logits.T @ tokens[rows])
+    return grad_tokens, grad_table
+
+
+def _through_softmax(grad: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """Turns, in place, a gradient in a softmax's values into one in its logits."""
+    mean = torch.linalg.vecdot(grad, probabilities).unsqueeze(-1)
+    return grad.sub_(mean).mul_(probabilities)
+
+
+@index_backpropagation_backward.register_fake
+def _(grad_embeddings, grad_hard, grad_entropies, grad_average, tokens, table, *others):
+    return torch.empty_like(tokens), torch.empty_like(table)
+
+
+def _keep_for_backward(ctx, inputs, output):
+    tokens, table, ctx.logit_scale, ctx.temperature = inputs
+    _, _, codes, _, _, noticed = output
+    ctx.mark_non_differentiable(codes, noticed)
+    ctx.save_for_backward(tokens, table, codes, noticed)
+
+
+def _backward(ctx, grad_embeddings, grad_hard, _codes, grad_entropies, grad_average, _noticed):
+    tokens, table, codes, noticed = ctx.saved_tensors
+    grads = index_backpropagation_backward(
+        grad_embeddings,
+        grad_hard,
+        grad_entropies,
+        grad_average,
+        tokens,
+        table,
+        codes,
+        noticed,
+        ctx.logit_scale,
+        ctx.temperature,
+    )
+    return *grads, None, None
+
+
+index_backpropagation.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _mean_over_ranks(local: torch.Tensor) -> torch.Tensor:
+    """The mean over all ranks in value; in gradient the rank's own, which DDP averages."""
+    if not dist.is_initialized():
+        return local
+    mean = local.detach().clone()
+    dist.all_reduce(mean)
+    return local + (mean / dist.get_world_size() - local).detach()
+
+
 class Codebook(nn.Embedding):
     """An embedding that also hands out its whole table, through its call, so that hooks which fetch offloaded
     weights see every use of them."""
@@ -57,6 +239,8 @@ class IBQQuantizer(nn.Module):
         codebook_loss_weight (`float`): Weight of the term that moves codes towards latents; the commitment term, which
             moves latents towards codes, has weight 1, as in the code that made the public checkpoints.
         entropy_temperature (`float`): Temperature of the entropy term's softmax.
+        entropy_over_ranks (`bool`): Whether the average entropy is that of the mean assignment over all ranks, or, as
+            in the code that made the public checkpoints, of each rank's own.
     """
 
     entropy_eps = 1e-5
@@ -69,6 +253,7 @@ class IBQQuantizer(nn.Module):
         logit_scale: float = 1.0,
         codebook_loss_weight: float = 0.25,
         entropy_temperature: float = 0.01,
+        entropy_over_ranks: bool = False,
     ):
         super().__init__()
         self.embedding = Codebook(num_codes, dim)
@@ -76,6 +261,7 @@ class IBQQuantizer(nn.Module):
         self.logit_scale = logit_scale
         self.codebook_loss_weight = codebook_loss_weight
         self.entropy_temperature = entropy_temperature
+        self.entropy_over_ranks = entropy_over_ranks
 
     def codebook(self) -> torch.Tensor:
         """The table of codes as it is used, of shape `(K, D)`."""
@@ -95,36 +281,42 @@ class IBQQuantizer(nn.Module):
             latents (`torch.Tensor` of shape `(batch_size, dim, height, width)`): The encoder's output.
             return_losses (`bool`): Whether to compute the quantization and entropy losses.
         """
+        batch_size, dim, height, width = latents.shape
+        losses = {}
         with torch.autocast(latents.device.type, enabled=False):
             precision = torch.promote_types(latents.dtype, torch.float32)
             table = self.codebook().to(precision)
-            tokens = latents.permute(0, 2, 3, 1).to(precision)
+            tokens = latents.permute(0, 2, 3, 1).flatten(0, 2).to(precision)
             if self.l2_normalize:
                 tokens = F.normalize(tokens, dim=-1)
-            logits = tokens @ table.T
-            codes = logits.argmax(dim=-1)
-            hard = F.embedding(codes, table)
-
-            embeddings = hard
-            if logits.requires_grad:
-                # o - sg(p) + p times E has the value E[k]; its gradient reaches E through the hard row and through p.
-                soft = (self.logit_scale * logits).softmax(dim=-1) @ table.detach()
-                embeddings = hard + soft - soft.detach()
-            losses = self._losses(tokens, hard, embeddings, logits) if return_losses else {}
-        return IBQQuantizerOutput(embeddings=embeddings.permute(0, 3, 1, 2).to(latents.dtype), codes=codes, **losses)
+            if return_losses or (torch.is_grad_enabled() and (tokens.requires_grad or table.requires_grad)):
+                embeddings, hard, codes, entropies, average, _ = index_backpropagation(
+                    tokens, table, self.logit_scale, self.entropy_temperature
+                )
+                if return_losses:
+                    losses = self._losses(tokens, hard, embeddings, entropies, average)
+            else:
+                codes = assign(tokens, table)
+                embeddings = F.embedding(codes, table)
+        embeddings = embeddings.view(batch_size, height, width, dim).permute(0, 3, 1, 2).to(latents.dtype)
+        return IBQQuantizerOutput(embeddings=embeddings, codes=codes.view(batch_size, height, width), **losses)
 
     def _losses(
-        self, tokens: torch.Tensor, hard: torch.Tensor, embeddings: torch.Tensor, logits: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        hard: torch.Tensor,
+        embeddings: torch.Tensor,
+        entropies: torch.Tensor,
+        average: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         quantization_loss = (
             F.mse_loss(embeddings, tokens)
             + F.mse_loss(tokens, hard.detach())
             + self.codebook_loss_weight * F.mse_loss(hard, tokens.detach())
         )
-        log_probabilities = (logits / self.entropy_temperature).flatten(0, -2).log_softmax(dim=-1)
-        probabilities = log_probabilities.exp()
-        sample_entropy = -(probabilities * log_probabilities).sum(dim=-1).mean()
-        average = probabilities.mean(dim=0)
+        if self.entropy_over_ranks:
+            average = _mean_over_ranks(average)
+        sample_entropy = entropies.mean()
         average_entropy = -(average * (average + self.entropy_eps).log()).sum()
         return {
             "quantization_loss": quantization_loss,
@@ -134,4 +326,4 @@ class IBQQuantizer(nn.Module):
         }
 
 
-__all__ = ["IBQQuantizer", "IBQQuantizerOutput"]
+__all__ = ["BLOCK_ELEMENTS", "IBQQuantizer", "IBQQuantizerOutput"]
