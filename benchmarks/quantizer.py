@@ -37,7 +37,7 @@ def dense(quantizer: IBQQuantizer, latents: torch.Tensor) -> tuple[torch.Tensor,
     tokens = latents.movedim(1, -1).flatten(0, -2)
     logits = tokens @ table.T
     probabilities = logits.softmax(dim=-1)
-    one_hot = F.one_hot(logits.argmax(dim=-1), len(table)).to(logits)
+    one_hot = torch.zeros_like(logits).scatter_(1, logits.argmax(dim=-1, keepdim=True), 1.0)
     embeddings = (one_hot - probabilities.detach() + probabilities) @ table
     hard = one_hot @ table
     quantization_loss = (

@@ -48,7 +48,8 @@ class IBQModel(VQModel):
             decoder). 1, as in IBQ, folds nothing; 2 makes a small tokenizer about four times cheaper.
         pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the deviation. 0 and
             1, as in IBQ, change nothing; its data's values let a small tokenizer learn tints many times sooner.
-        l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature: See [`IBQQuantizer`].
+        l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks: See
+            [`IBQQuantizer`].
     """
 
     @register_to_config
@@ -72,6 +73,7 @@ class IBQModel(VQModel):
         logit_scale: float = 1.0,
         codebook_loss_weight: float = 0.25,
         entropy_temperature: float = 0.01,
+        entropy_over_ranks: bool = False,
     ):
         # VQModel's own constructor would register its configuration over ours and allocate a second codebook.
         super(VQModel, self).__init__()
@@ -93,6 +95,7 @@ class IBQModel(VQModel):
             logit_scale=logit_scale,
             codebook_loss_weight=codebook_loss_weight,
             entropy_temperature=entropy_temperature,
+            entropy_over_ranks=entropy_over_ranks,
         )
         self.post_quant_conv = nn.Conv2d(vq_embed_dim, latent_channels, 1)
         self.decoder = Decoder(

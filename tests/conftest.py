@@ -15,6 +15,16 @@ PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
 
 
 @pytest.fixture
+def free_port() -> int:
+    """A port on which processes of a test may meet."""
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture
 def make_vision_tokenizer():
     """Makes an [`IBQModel`] of 32 codes of width 8, 4 pixels a code; fields can be changed by name."""
     import torch

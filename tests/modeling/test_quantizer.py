@@ -1,12 +1,18 @@
 """Index backpropagation quantization against its definition, written out densely in double precision."""
 
 import math
+import os
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from modeling_ett import quantizer_ibq
+from modeling_ett.quantizer_ibq import IBQQuantizer, index_backpropagation
 
 K, D = 13, 5
 
@@ -22,14 +28,15 @@ def make_latents(dtype=torch.float64) -> torch.Tensor:
 
 def definition(latents, table, l2_normalize=False, logit_scale=1.0):
     """Every tensor of the definition, none left out: one-hots, probabilities, quantized latents, entropies."""
-    z = latents.movedim(1, -1).reshape(-1, D)
+    batch_size, dim, height, width = latents.shape
+    z = latents.movedim(1, -1).reshape(-1, dim)
     e = table
     if l2_normalize:
         z = z / z.norm(dim=-1, keepdim=True)
         e = e / e.norm(dim=-1, keepdim=True)
     s = z @ e.T
     p = torch.softmax(logit_scale * s, dim=-1)
-    o = F.one_hot(s.argmax(dim=-1), K).to(p)
+    o = F.one_hot(s.argmax(dim=-1), len(e)).to(p)
     z_q = (o - p.detach() + p) @ e
     z_q2 = o @ e
     quantization_loss = (
@@ -40,8 +47,8 @@ def definition(latents, table, l2_normalize=False, logit_scale=1.0):
     average = q.mean(dim=0)
     average_entropy = -(average * torch.log(average + 1e-5)).sum()
     return {
-        "codes": s.argmax(dim=-1).view(2, 3, 4),
-        "embeddings": z_q.view(2, 3, 4, D).movedim(-1, 1),
+        "codes": s.argmax(dim=-1).view(batch_size, height, width),
+        "embeddings": z_q.view(batch_size, height, width, dim).movedim(-1, 1),
         "quantization_loss": quantization_loss,
         "sample_entropy": sample_entropy,
         "average_entropy": average_entropy,
@@ -57,11 +64,22 @@ SETTINGS = [
 ]
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 16 tokens of 13 codes, of 1 token of more than 200; worked on two rows of 13 at a time."""
+    monkeypatch.setattr(quantizer_ibq, "BLOCK_ELEMENTS", 2 * 16 * K)
+    monkeypatch.setattr(quantizer_ibq, "CHUNK_ELEMENTS", 2 * K)
+    monkeypatch.setattr(quantizer_ibq, "CODES_A_PRODUCT", 5)
+
+
+@pytest.mark.parametrize("blocks", ["one block", "several blocks"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(
     "name", ["embeddings", "quantization_loss", "sample_entropy", "average_entropy", "entropy_loss"]
 )
-def test_values_and_gradients_are_those_of_the_definition(name, settings):
+def test_values_and_gradients_are_those_of_the_definition(name, settings, blocks, request):
+    if blocks == "several blocks":
+        request.getfixturevalue("small_blocks")
     quantizer, latents = make_quantizer(**settings), make_latents().requires_grad_()
     table = quantizer.embedding.weight.detach().clone().requires_grad_()
     ours = getattr(quantizer(latents), name)
@@ -168,3 +186,109 @@ def test_embeddings_have_the_dtype_of_the_latents_and_losses_are_in_single_preci
     assert output.embeddings.dtype == torch.bfloat16
     assert output.quantization_loss.dtype == output.entropy_loss.dtype == torch.float32
     assert torch.equal(output.codes, quantizer(latents.float()).codes)
+
+
+# Memory-linear, and exact all the same
+
+PEAKS, FLAT = 1.0, 1e-3
+
+
+def many_codes(scale: float, dtype: torch.dtype) -> tuple[IBQQuantizer, torch.Tensor]:
+    """2,000 codes and 24 latents: at their scale they lie upon codes, or, made small, near to none."""
+    torch.manual_seed(4)
+    quantizer = IBQQuantizer(2000, 64).to(dtype)
+    chosen = quantizer.embedding.weight.detach()[torch.randint(2000, (24,))]
+    latents = scale * (chosen + 0.5 * torch.randn(24, 64).to(dtype))
+    return quantizer, latents.view(2, 3, 4, 64).movedim(-1, 1).contiguous()
+
+
+def objective(embeddings, quantization_loss, entropy_loss, **others):
+    upstream = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return (embeddings * upstream.to(embeddings)).sum() + quantization_loss + entropy_loss
+
+
+def noticed_share(quantizer: IBQQuantizer, latents: torch.Tensor) -> float:
+    tokens = latents.movedim(1, -1).flatten(0, -2)
+    *_, noticed = index_backpropagation(tokens, quantizer.embedding.weight, 1.0, 0.01)
+    return noticed.float().mean().item()
+
+
+def test_peaked_latents_notice_few_codes_and_flat_ones_all():
+    assert noticed_share(*many_codes(PEAKS, torch.float32)) < 0.2
+    assert noticed_share(*many_codes(FLAT, torch.float32)) == 1
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 2e-4)], ids=str)
+@pytest.mark.parametrize("scale", [PEAKS, 0.2, FLAT], ids=["peaked", "between", "flat"])
+def test_gradients_equal_the_definition_however_peaked_the_logits_are(scale, dtype, tolerance):
+    quantizer, latents = many_codes(scale, dtype)
+    latents.requires_grad_()
+    ours = torch.autograd.grad(objective(**quantizer(latents)), (latents, quantizer.embedding.weight))
+    exact = latents.detach().double().requires_grad_(), quantizer.embedding.weight.detach().double().requires_grad_()
+    theirs = torch.autograd.grad(objective(**definition(*exact)), exact)
+    for mine, right in zip(ours, theirs, strict=True):
+        assert (mine - right).norm() <= tolerance * right.norm()
+
+
+def test_no_tensor_of_tokens_by_codes_is_ever_allocated(monkeypatch):
+    monkeypatch.setattr(quantizer_ibq, "BLOCK_ELEMENTS", 2**17)
+    quantizer, latents = IBQQuantizer(4096, 8), torch.randn(1, 8, 16, 16, requires_grad=True)
+    tokens_by_codes = 256 * 4096 * 4
+
+    def largest_allocation(step) -> int:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            objective(**step()).backward()
+        return max(event.self_cpu_memory_usage for event in profiler.events())
+
+    assert largest_allocation(lambda: definition(latents, quantizer.embedding.weight)) >= tokens_by_codes
+    assert largest_allocation(lambda: quantizer(latents)) <= 2**17 * 4
+
+
+def test_the_operator_keeps_its_promises_to_autograd_and_to_the_compiler():
+    quantizer = make_quantizer()
+    tokens = make_latents().movedim(1, -1).reshape(-1, D).requires_grad_()
+    torch.library.opcheck(index_backpropagation, (tokens, quantizer.embedding.weight, 1.0, 0.01))
+
+
+def test_it_compiles_without_a_break_and_gives_the_same():
+    quantizer, latents = many_codes(PEAKS, torch.float32)
+    latents.requires_grad_()
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    ours = torch.autograd.grad(objective(**compiled(latents)), (latents, quantizer.embedding.weight))
+    theirs = torch.autograd.grad(objective(**quantizer(latents)), (latents, quantizer.embedding.weight))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    quantizer, latents = make_quantizer(), make_latents().requires_grad_()
+
+    def step(latents):
+        return objective(**quantizer(latents))
+
+    again = torch.autograd.grad(checkpoint(step, latents, use_reentrant=False), latents)
+    assert torch.equal(again[0], torch.autograd.grad(step(latents), latents)[0])
+
+
+def _rank(rank: int, port: int, folder: str, over_ranks: bool):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    quantizer = make_quantizer(entropy_over_ranks=over_ranks)
+    wrapped = DistributedDataParallel(quantizer)
+    output = wrapped(make_latents()[rank : rank + 1])
+    output.average_entropy.backward()
+    torch.save([output.average_entropy.detach(), quantizer.embedding.weight.grad], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("over_ranks", [False, True], ids=["each rank's own", "over all ranks"])
+def test_average_entropy_of_two_ranks(over_ranks, tmp_path, free_port):
+    torch.multiprocessing.spawn(_rank, (free_port, str(tmp_path), over_ranks), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+    quantizer, latents = make_quantizer(), make_latents()
+    whole, halves = quantizer(latents).average_entropy, [quantizer(half).average_entropy for half in latents.split(1)]
+    expected = [whole, whole] if over_ranks else halves
+    torch.testing.assert_close([value for value, _ in ranks], [value.detach() for value in expected])
+    (gradient,) = torch.autograd.grad(sum(expected) / 2, quantizer.embedding.weight)
+    for _, reduced in ranks:
+        torch.testing.assert_close(reduced, gradient)
