@@ -35,7 +35,7 @@ from train import (
     load_recipe,
     train_only,
 )
-from train.run import join, new_language_model
+from train.models import join, new_language_model
 
 WARM_UP_STEPS = 3
 OPTIMIZER, REST, WHOLE = "optimizer", "the rest", "whole step"

@@ -13,19 +13,18 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-import scenes_ett
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
 from .data import TASKS, ETTCollator, InMemoryDataset, PreparedDataset
-from .initialization import start_linear
+from .models import build_model
 from .progress import FiguresProgressCallback
-from .recipes import ModelSection, Recipe, load_recipe
+from .recipes import Recipe, load_recipe
 from .sources import FolderExamples, SceneExamples
 from .trainer import ETTTrainer, newest_checkpoint, train_only
 
@@ -219,120 +218,6 @@ def describe_data(recipe: Recipe) -> str:
     if data.source == "scenes":
         return f"{data.length} scenes of the embedded data set (split {data.split}), drawn by the seed"
     return data.source
-
-
-# Models
-
-
-def build_model(
-    recipe: Recipe, examples: SceneExamples | FolderExamples
-) -> tuple[IBQModel | ETTForConditionalGeneration, ETTProcessor | ETTImageProcessor]:
-    """The model that training starts from, and what prepares its inputs."""
-    section = recipe.model
-    if recipe.task == "reconstruction":
-        tokenizer = build_tokenizer(section.path or section.vision_tokenizer)
-        if section.linear_start:
-            start_linear(tokenizer)
-        return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
-    if section.path is not None:
-        require_model_folder(section.path, "ett")
-        model = ETTForConditionalGeneration.from_pretrained(
-            section.path, **({"visual_head": True} if section.visual_head else {})
-        )
-        return model, ETTProcessor.from_pretrained(section.path)
-    if section.language_model is None or section.vision_tokenizer is None:
-        raise ValueError(
-            "This recipe needs a model: give model.path (an ETT model of a former stage), or both "
-            "model.vision_tokenizer and model.language_model."
-        )
-    vision_tokenizer = build_tokenizer(section.vision_tokenizer)
-    if isinstance(section.language_model, dict):
-        text_tokenizer = build_word_tokenizer(vocabulary_of(examples))
-        language_model = new_language_model(section.language_model, text_tokenizer)
-    else:
-        text_tokenizer = AutoTokenizer.from_pretrained(section.language_model)
-        language_model = AutoModelForCausalLM.from_pretrained(section.language_model, dtype=torch.float32)
-    processor = ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
-    if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
-        language_model.resize_token_embeddings(len(text_tokenizer))
-    model = join(language_model, vision_tokenizer, processor, section)
-    return model, processor
-
-
-def join(
-    language_model: torch.nn.Module, vision_tokenizer: IBQModel, processor: ETTProcessor, section: ModelSection
-) -> ETTForConditionalGeneration:
-    """A new ETT model of two parts, that ends and pads texts as the processor's tokenizer does."""
-    model = ETTForConditionalGeneration.from_parts(
-        language_model,
-        vision_tokenizer,
-        image_token_id=processor.image_token_id,
-        image_start_token_id=processor.image_start_token_id,
-        image_end_token_id=processor.image_end_token_id,
-        image_size=section.image_size,
-        visual_head=section.visual_head,
-        visual_embedding=section.visual_embedding,
-    )
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return model
-
-
-def build_tokenizer(source: str | dict[str, Any] | None) -> IBQModel:
-    """An IBQ tokenizer from a folder or Hub name, or a new one from its configuration's fields."""
-    if isinstance(source, str):
-        require_model_folder(source, "IBQModel")
-        return IBQModel.from_pretrained(source)
-    try:
-        return IBQModel(**(source or {}))
-    except TypeError as error:
-        raise ValueError(f"model.vision_tokenizer cannot be used: {error}") from error
-
-
-def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
-    """A new small causal language model with the tokenizer's vocabulary."""
-    fields = dict(fields)
-    model_type = fields.pop("model_type", "qwen2")
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **fields,
-    )
-    return AutoModelForCausalLM.from_config(config)
-
-
-def vocabulary_of(examples: SceneExamples | FolderExamples) -> list[str]:
-    """Every word that a word-level tokenizer needs for these examples."""
-    if isinstance(examples, SceneExamples):
-        return scenes_ett.vocabulary()
-    if examples.text_column not in examples.rows.column_names:
-        raise ValueError(
-            "A new language model takes its vocabulary from captions; these data have conversations only."
-        )
-    return list(examples.rows[examples.text_column])
-
-
-def require_model_folder(path: str, expected: str):
-    """Checks a local folder's `config.json` before anything is loaded; names on the Hub pass.
-
-    Raises:
-        ValueError: The folder is missing, holds no model, or one of another kind.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        if path.startswith((".", "/", "~")) or len(path.split("/")) != 2:
-            raise ValueError(f"There is no model folder '{path}'.")
-        return
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is no model folder: its config.json is missing or unreadable.") from error
-    found = config.get("_class_name") or config.get("model_type")
-    if found != expected:
-        raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
 
 
 # Folders
