@@ -21,7 +21,10 @@ class ETTTrainingArguments(TrainingArguments):
         discriminator_learning_rate, discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
 
     Parameters that control the optimizer:
-        part_learning_rates, muon_rate_factor.
+        part_learning_rates, muon_rate_factor, ema_decay.
+
+    Parameters that control what is shown of a tokenizer that learns:
+        sheet_steps.
     """
 
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay; the paper's Adam has none."})
@@ -67,6 +70,14 @@ class ETTTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Hidden matrices and convolutions move by Muon, at this multiple of their part's rate."},
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Decay of the weights' moving average (EMA), which a finished model has; null for none."},
+    )
+
+    sheet_steps: int = field(
+        default=0, metadata={"help": "Steps from one contact sheet of reconstructions to the next; 0 for none."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,6 +88,10 @@ class ETTTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {value}; a loss weight cannot be negative.")
         if self.muon_rate_factor is not None and self.muon_rate_factor <= 0:
             raise ValueError(f"muon_rate_factor is {self.muon_rate_factor}; expected a number above 0, or null.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; expected a number between 0 and 1, or null.")
+        if self.sheet_steps < 0:
+            raise ValueError(f"sheet_steps is {self.sheet_steps}; expected a number of steps, or 0 for none.")
 
 
 __all__ = ["ETTTrainingArguments"]

@@ -1,5 +1,9 @@
 """The adversary of tokenizer training: a PatchGAN discriminator with hinge loss and LeCAM regularization."""
 
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -58,6 +62,39 @@ class PatchDiscriminator(nn.Module):
         )
 
 
+def load_discriminator(path: str | Path, width: int, num_layers: int) -> PatchDiscriminator:
+    """A discriminator from a file: one that `ett convert-tokenizer --discriminator` wrote, or a checkpoint's.
+
+    Raises:
+        ValueError: There is no such file, or its tensors are not those of a discriminator of this size.
+    """
+    discriminator = PatchDiscriminator(width=width, num_layers=num_layers)
+    try:
+        found = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"model.discriminator='{path}' cannot be read as a safetensors file: {error}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in discriminator.state_dict().items()}
+    misfits = sorted(
+        name
+        for name in shapes.keys() | found.keys()
+        if name not in found or shapes.get(name) != tuple(found[name].shape)
+    )
+    if misfits:
+        advice = "it is no discriminator of ETT"
+        if "main.0.weight" in found:
+            layers = sum(name.endswith("running_mean") for name in found)
+            advice = (
+                f"for this file set training.discriminator_width={len(found['main.0.weight'])} and "
+                f"training.discriminator_layers={layers}"
+            )
+        raise ValueError(
+            f"model.discriminator='{path}' does not fit a discriminator of width {width} with {num_layers} layers in "
+            f"{', '.join(misfits)}; {advice}."
+        )
+    discriminator.load_state_dict(found)
+    return discriminator
+
+
 def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
     """Hinge loss of the discriminator over all patches, of shape `()`."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
@@ -68,4 +105,4 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(-fake_logits.flatten(1).mean(dim=1)).mean()
 
 
-__all__ = ["PatchDiscriminator", "discriminator_hinge_loss", "generator_loss"]
+__all__ = ["PatchDiscriminator", "discriminator_hinge_loss", "generator_loss", "load_discriminator"]

@@ -23,9 +23,7 @@ def build_model(
     """The model that training starts from, and what prepares its inputs."""
     section = recipe.model
     if recipe.task == "reconstruction":
-        tokenizer = build_tokenizer(section.path or section.vision_tokenizer)
-        if section.linear_start:
-            start_linear(tokenizer)
+        tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
         return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -71,15 +69,45 @@ def join(
     return model
 
 
-def build_tokenizer(source: str | dict[str, Any] | None) -> IBQModel:
+def build_tokenizer(source: str | dict[str, Any] | None, linear_start: bool = False) -> IBQModel:
     """An IBQ tokenizer from a folder or Hub name, or a new one from its configuration's fields."""
     if isinstance(source, str):
         require_model_folder(source, "IBQModel")
+        if linear_start:
+            raise ValueError(
+                f"model.linear_start would overwrite the weights of '{source}'; set model.linear_start=false."
+            )
         return IBQModel.from_pretrained(source)
     try:
-        return IBQModel(**(source or {}))
+        tokenizer = IBQModel(**(source or {}))
     except TypeError as error:
         raise ValueError(f"model.vision_tokenizer cannot be used: {error}") from error
+    if linear_start:
+        start_linear(tokenizer)
+    return tokenizer
+
+
+def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
+    """Whether the recipe asks for another number of codes than the model, which is built already, has.
+
+    Raises:
+        ValueError: It does so where that cannot be done.
+    """
+    size = recipe.model.codebook_size
+    if size is None:
+        return False
+    if recipe.task != "reconstruction":
+        raise ValueError("model.codebook_size is for the tokenizer's own stage (task reconstruction); remove it here.")
+    if not isinstance(recipe.model.path or recipe.model.vision_tokenizer, str):
+        raise ValueError(
+            "model.codebook_size is for a tokenizer from a folder (model.path); a new one has its size in "
+            "model.vision_tokenizer.num_vq_embeddings."
+        )
+    for name in ("codebook_size", "codebook_pictures"):
+        value = getattr(recipe.model, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"model.{name} is {value!r}; expected a whole number above 0.")
+    return size != model.config.num_vq_embeddings
 
 
 def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
@@ -128,4 +156,4 @@ def require_model_folder(path: str, expected: str):
         raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
 
 
-__all__ = ["build_model", "join", "new_language_model"]
+__all__ = ["build_model", "changes_codebook", "join", "new_language_model"]

@@ -23,6 +23,11 @@ class ModelSection:
             dict of configuration fields (`model_type` first among them) for a new small one with a vocabulary of the
             data's words.
         linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
+        codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
+            codebook keeps the codes that the training data use most, a larger one splits them.
+        codebook_pictures: Pictures of the training data on which the use of codes is counted for that.
+        discriminator: Where the tokenizer learns: file of a discriminator to start from, which
+            `ett convert-tokenizer --discriminator` wrote, or a checkpoint's.
         image_size: Pixels along each side of the pictures.
         visual_head: Whether the model draws.
         visual_embedding: `codebook`, or `index` for the paper's baseline.
@@ -32,6 +37,9 @@ class ModelSection:
     vision_tokenizer: Any = None
     language_model: Any = None
     linear_start: bool = False
+    codebook_size: int | None = None
+    codebook_pictures: int = 10_000
+    discriminator: str | None = None
     image_size: int = 512
     visual_head: bool = False
     visual_embedding: str = "codebook"

@@ -21,8 +21,10 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
+from .codebook import count_codes, resize_codebook
 from .data import TASKS, ETTCollator, InMemoryDataset, PreparedDataset
-from .models import build_model
+from .discriminator import PatchDiscriminator, load_discriminator
+from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
 from .sources import FolderExamples, SceneExamples
@@ -47,7 +49,8 @@ def run_recipe(
     """Trains a stage.
 
     The output folder receives the model, its processor and `training.json`, which records how it was made; below it,
-    `training/` holds the recipe and the checkpoints. A finished folder of the same recipe is left as it is.
+    `training/` holds the recipe, checkpoints, TensorBoard's curves and contact sheets. A finished folder of the same
+    recipe is left as it is.
 
     Args:
         name: Recipe of the package, or a YAML file.
@@ -76,14 +79,19 @@ def run_recipe(
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
-    parts = train_only(model, recipe.train)
+    discriminator = starting_discriminator(recipe, args)
+    has_other_codebook = changes_codebook(recipe, model)
     train_dataset = build_dataset(recipe, examples, model, processor, seed, progress)
+    if has_other_codebook:
+        model = change_codebook(model, recipe, train_dataset, args, checkpoint is not None, progress)
+    parts = train_only(model, recipe.train)
 
     work.mkdir(parents=True, exist_ok=True)
     _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
     trainer = ETTTrainer(
         model=model,
         args=args,
+        discriminator=discriminator,
         train_dataset=train_dataset,
         data_collator=ETTCollator(
             pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
@@ -106,6 +114,7 @@ def run_recipe(
             "seconds": time.monotonic() - start,
             "versions": library_versions(),
             "data": describe_data(recipe),
+            "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
             "skipped_images": getattr(examples, "skipped", {}),
             "results": [],
@@ -157,6 +166,7 @@ def training_arguments(recipe: Recipe, work: Path, seed: int) -> ETTTrainingArgu
         "seed": seed,
         "data_seed": seed,
         "save_total_limit": 1,
+        "report_to": "tensorboard",
         "use_cpu": not has_accelerator,
         "dataloader_pin_memory": has_accelerator,
     }
@@ -220,13 +230,52 @@ def describe_data(recipe: Recipe) -> str:
     return data.source
 
 
+# Starting points
+
+
+def starting_discriminator(recipe: Recipe, args: ETTTrainingArguments) -> PatchDiscriminator | None:
+    """The discriminator of the recipe's file, or none, where a new one will do.
+
+    Raises:
+        ValueError: This stage trains no discriminator, or the file does not fit.
+    """
+    if recipe.model.discriminator is None:
+        return None
+    if "vision_tokenizer" not in recipe.train or not args.adversarial_weight:
+        raise ValueError(
+            "model.discriminator is given, but this stage trains none: that needs vision_tokenizer in train and "
+            "training.adversarial_weight above 0."
+        )
+    return load_discriminator(recipe.model.discriminator, args.discriminator_width, args.discriminator_layers)
+
+
+def change_codebook(
+    tokenizer: IBQModel,
+    recipe: Recipe,
+    dataset: PreparedDataset | InMemoryDataset,
+    args: ETTTrainingArguments,
+    is_resumed: bool,
+    progress: bool = True,
+) -> IBQModel:
+    """The tokenizer with a codebook of the recipe's size. Nothing is counted for a run that is resumed, since its
+    checkpoint's codes take the place of these."""
+    section = recipe.model
+    counts = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
+    if not is_resumed:
+        counts = count_codes(
+            tokenizer.to(args.device), dataset, section.codebook_pictures, args.train_batch_size, progress
+        )
+    return resize_codebook(tokenizer, section.codebook_size, counts, args.seed)
+
+
 # Folders
 
 
 def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any]):
     """Writes the model beside the run and moves it in, the record last: a folder with a record is complete."""
     partial = output_dir / WORK_FOLDER / "final"
-    trainer._save(str(partial))
+    with trainer.averaged_weights():
+        trainer._save(str(partial))
     (partial / "training_args.bin").unlink(missing_ok=True)
     for path in partial.iterdir():
         os.replace(path, output_dir / path.name)

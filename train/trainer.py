@@ -4,29 +4,38 @@
   loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
 - Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
 - A checkpoint holds everything; one without its last file is no checkpoint.
+- Where weights are averaged (`ema_decay`), a finished model, evaluation and contact sheets have the average.
 """
 
 import json
 import math
+import statistics
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from torch import nn
 from transformers import Trainer
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
+from .average import AverageCallback, exchanged_weights, start_average
+from .board import BoardCallback
 from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
+from .sheets import ContactSheetCallback
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
+AVERAGE_NAME = "average.safetensors"
 DISCRIMINATOR_NAME = "discriminator.safetensors"
 DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
 
@@ -80,16 +89,25 @@ class ETTTrainer(Trainer):
 
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
     `code_labels` for drawing, and `image_codes` in place of `pixel_values` where the tokenizer is frozen.
+
+    Args:
+        discriminator: The adversary to start from, by default a new one. Only where a tokenizer learns and has one.
     """
 
     args: ETTTrainingArguments
 
-    def __init__(self, model: nn.Module, args: ETTTrainingArguments, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        args: ETTTrainingArguments,
+        discriminator: PatchDiscriminator | None = None,
+        **kwargs,
+    ):
         super().__init__(model=model, args=args, **kwargs)
         self.is_tokenizer = isinstance(model, IBQModel)
-        tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
-        self.tunes_tokenizer = any(parameter.requires_grad for parameter in tokenizer.parameters())
-        self.num_codes = tokenizer.config.num_vq_embeddings
+        self.vision_tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
+        self.tunes_tokenizer = any(parameter.requires_grad for parameter in self.vision_tokenizer.parameters())
+        self.num_codes = self.vision_tokenizer.config.num_vq_embeddings
         # For models that accept it, labels are counted over the global batch; compute_loss scales by that number.
         self.model_accepts_loss_kwargs = not self.is_tokenizer
         self.loss_is_scaled_for_ga = True
@@ -101,9 +119,18 @@ class ETTTrainer(Trainer):
                 args.device
             )
         if self.tunes_tokenizer and args.adversarial_weight:
-            self.discriminator = PatchDiscriminator(
-                tokenizer.config.out_channels, args.discriminator_width, args.discriminator_layers
-            ).to(args.device)
+            self.discriminator = discriminator or PatchDiscriminator(
+                self.vision_tokenizer.config.out_channels, args.discriminator_width, args.discriminator_layers
+            )
+            self.discriminator.to(args.device)
+        self.average = None
+        if args.ema_decay is not None:
+            self.average = start_average(model, args.ema_decay)
+            self.add_callback(AverageCallback(self.average))
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(BoardCallback())
+        if self.tunes_tokenizer and args.sheet_steps:
+            self.add_callback(ContactSheetCallback(self))
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
 
@@ -134,6 +161,8 @@ class ETTTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.average is not None and resume_from_checkpoint is not None:
+            safetensors.torch.load_model(self.average.module, Path(resume_from_checkpoint) / AVERAGE_NAME)
         if self.discriminator is not None:
             if resume_from_checkpoint is not None:
                 safetensors.torch.load_model(self.discriminator, Path(resume_from_checkpoint) / DISCRIMINATOR_NAME)
@@ -231,15 +260,25 @@ class ETTTrainer(Trainer):
         loss = (hinge + self.args.lecam_weight * lecam) / self._accumulation_steps
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
-            if self.args.max_grad_norm:
-                norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.args.max_grad_norm)
-                self._record("discriminator_grad_norm", norm)
+            limit = self.args.max_grad_norm or math.inf
+            norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), limit)
+            self._record("discriminator_grad_norm", norm)
             self.discriminator_optimizer.step()
             self.discriminator_optimizer.zero_grad()
         self._record("discriminator_loss", hinge)
         self._record("lecam", lecam)
         self._record("real_logits", real_logits.mean())
         self._record("fake_logits", fake_logits.mean())
+
+    # The average
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Within it, the model has the moving average's weights, where there is one."""
+        return nullcontext() if self.average is None else exchanged_weights(self.model, self.average)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
 
     # Logs
 
@@ -248,14 +287,16 @@ class ETTTrainer(Trainer):
             self._metrics[name].append(value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was recorded since the last log: every loss as a mean, PSNR, and use of the codebook."""
+        """Adds what was recorded since the last log, in all processes: every loss as a mean, PSNR, and use of the
+        codebook."""
         if any(name.startswith("eval_") for name in logs):
             return super().log(logs, start_time)
-        recorded = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
+        own = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
         self._metrics.clear()
+        recorded = mean_by_name(gather_object([own]))
         if "squared_error_loss" in recorded:
             recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
-            recorded.update(codebook_statistics(self._code_counts))
+            recorded.update(codebook_statistics(self.accelerator.reduce(self._code_counts)))
             self._code_counts.zero_()
         super().log({**logs, **recorded}, start_time)
 
@@ -263,6 +304,8 @@ class ETTTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            safetensors.torch.save_model(self.average.module, str(Path(output_dir) / AVERAGE_NAME))
         if self.discriminator is not None and self.args.should_save:
             safetensors.torch.save_model(self.discriminator, str(Path(output_dir) / DISCRIMINATOR_NAME))
             torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
@@ -281,6 +324,12 @@ class ETTTrainer(Trainer):
             self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def mean_by_name(records: list[dict[str, float]]) -> dict[str, float]:
+    """Records of several processes to one; each value is the mean over those that have it."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: statistics.fmean(record[name] for record in records if name in record) for name in names}
 
 
 def codebook_statistics(counts: torch.Tensor) -> dict[str, float]:
