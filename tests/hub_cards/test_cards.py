@@ -71,7 +71,13 @@ def test_body_says_what_was_recorded(folder, record):
         "arXiv:2505.10562",
     ):
         assert part in text, part
-    assert "LPIPS" not in text and "| loss |" not in text
+    assert "LPIPS" not in text and "| loss |" not in text and "| weights |" not in text
+
+
+def test_body_says_where_the_weights_are_an_average(folder, record):
+    text = write_card(folder, {**record, "weights": "ema"}).read_text()
+    assert "| weights | the moving average (EMA) of those trained |" in text
+    assert "| weights |" not in write_card(folder, {**record, "weights": "raw"}).read_text()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,21 @@ def test_the_papers_stages_come_with_the_package():
 
 def test_the_papers_numbers_are_in_its_recipes():
     """Sections 3.1, 3.3 and 4.1."""
-    assert load_recipe("tokenizer").training["learning_rate"] == 1e-4
+    tokenizer = load_recipe("tokenizer")
+    assert tokenizer.model.image_size == 256
+    assert {
+        "max_steps": 500_000,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.9,
+        "max_grad_norm": 0,
+        "ema_decay": 0.999,
+        "perceptual_weight": 1.0,
+        "adversarial_weight": 0.1,
+        "entropy_weight": 0.05,
+    }.items() <= tokenizer.training.items()
     assert load_recipe("stage1_alignment").train == ["projector"]
     semantic = load_recipe("stage2_semantic")
     assert set(semantic.train) == {"vision_tokenizer", "projector", "language_model"}

@@ -1,0 +1,106 @@
+"""Another size for a trained codebook: which codes stay, which are split, and what pictures notice of it."""
+
+import pytest
+import torch
+
+from modeling_ett.modeling_ibq import IBQModel
+from train.codebook import count_codes, most_used, resize_codebook
+
+CODES = 32
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "unit sphere"])
+def tokenizer(make_vision_tokenizer, request):
+    return make_vision_tokenizer(l2_normalize=request.param).eval()
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def codes_of(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return tokenizer.quantize(tokenizer.encode(pixels).latents).codes
+
+
+def table(tokenizer: IBQModel) -> torch.Tensor:
+    return tokenizer.quantize.embedding.weight.detach()
+
+
+def test_the_most_used_codes_come_first_and_the_lower_of_equals():
+    assert most_used(torch.tensor([0, 5, 2, 5, 0]), 4).tolist() == [1, 3, 2, 0]
+
+
+# Smaller
+
+
+def test_a_smaller_codebook_keeps_the_most_used_codes_in_their_order(tokenizer):
+    counts = torch.zeros(CODES, dtype=torch.long)
+    counts[[20, 3, 7]] = torch.tensor([9, 1, 4])
+    smaller = resize_codebook(tokenizer, 5, counts)
+    # Unused codes fill up from the lowest.
+    assert torch.equal(table(smaller), table(tokenizer)[[0, 1, 3, 7, 20]])
+    assert smaller.config.num_vq_embeddings == 5
+
+
+def test_pictures_whose_codes_are_kept_have_the_same_reconstruction(tokenizer, pixels):
+    counts = torch.bincount(codes_of(tokenizer, pixels).flatten(), minlength=CODES)
+    used = int((counts > 0).sum())
+    assert used < CODES, "all codes in use would leave nothing to drop"
+    smaller = resize_codebook(tokenizer, used, counts)
+    with torch.no_grad():
+        assert torch.equal(smaller(pixels).sample, tokenizer(pixels).sample)
+
+
+# Larger
+
+
+def test_a_larger_codebook_splits_the_most_used_codes_to_either_side(tokenizer):
+    counts = torch.arange(CODES)
+    larger, before = table(resize_codebook(tokenizer, CODES + 2, counts)), table(tokenizer)
+    assert torch.equal(larger[: CODES - 2], before[:-2])
+    pairs = torch.stack([larger[[CODES - 1, CODES - 2]], larger[CODES:]])
+    torch.testing.assert_close(pairs.mean(dim=0), before[[CODES - 1, CODES - 2]])
+    distances = (pairs - before[[CODES - 1, CODES - 2]]).norm(dim=-1)
+    expected = 0.01 * before[[CODES - 1, CODES - 2]].norm(dim=-1)
+    torch.testing.assert_close(distances, expected.expand(2, 2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("size", [CODES + 1, 2 * CODES, 5 * CODES])
+def test_a_larger_codebook_hardly_changes_pictures(tokenizer, pixels, size):
+    counts = torch.bincount(codes_of(tokenizer, pixels).flatten(), minlength=CODES)
+    larger = resize_codebook(tokenizer, size, counts)
+    assert larger.config.num_vq_embeddings == len(table(larger)) == len(table(larger).unique(dim=0)) == size
+    with torch.no_grad():
+        before, after = tokenizer(pixels).sample, larger(pixels).sample
+    assert 0 < (before - after).square().mean() < 1e-3 * before.var()
+
+
+def test_splitting_is_the_same_for_the_same_seed(tokenizer):
+    counts = torch.ones(CODES, dtype=torch.long)
+    first, again, other = (table(resize_codebook(tokenizer, 40, counts, seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("size", [7, 100])
+def test_encoder_and_decoder_stay_as_they_are(tokenizer, size):
+    resized = resize_codebook(tokenizer, size, torch.ones(CODES, dtype=torch.long)).state_dict()
+    for name, value in tokenizer.state_dict().items():
+        assert name == "quantize.embedding.weight" or torch.equal(resized[name], value), name
+
+
+# Counting
+
+
+def test_codes_are_counted_in_pictures_from_all_over_the_data(tokenizer, make_items):
+    items = make_items(10)
+    chosen = [items[index]["pixel_values"] for index in (0, 2, 5, 7)]
+    codes = codes_of(tokenizer, torch.cat(chosen).float() / 127.5 - 1)
+    counts = count_codes(tokenizer, items, num_pictures=4, batch_size=3, progress=False)
+    assert torch.equal(counts, torch.bincount(codes.flatten(), minlength=CODES))
+
+
+def test_fewer_data_than_asked_for_are_all_counted(tokenizer, make_items):
+    assert count_codes(tokenizer, make_items(3), num_pictures=100, batch_size=2, progress=False).sum() == 3 * 16
