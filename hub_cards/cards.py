@@ -84,7 +84,7 @@ def write_card(folder: str | os.PathLike, record: Mapping) -> Path:
         cell=_cell,
     )
     path = folder / "README.md"
-    temporary = folder / ".README.md.tmp"
+    temporary = folder / f".README.md.{os.getpid()}.tmp"
     card.save(temporary)
     temporary.replace(path)
     return path

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -86,8 +87,11 @@ def run_recipe(
         model = change_codebook(model, recipe, train_dataset, args, checkpoint is not None, progress)
     parts = train_only(model, recipe.train)
 
-    work.mkdir(parents=True, exist_ok=True)
-    _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
+    # Every process has found the folder fit before the first writes into it.
+    PartialState().wait_for_everyone()
+    if args.should_save:
+        work.mkdir(parents=True, exist_ok=True)
+        _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
     trainer = ETTTrainer(
         model=model,
         args=args,
@@ -125,6 +129,7 @@ def run_recipe(
         if record["skipped_images"]:
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
         finish_folder(trainer, output_dir, record)
+    PartialState().wait_for_everyone()
     return output_dir
 
 

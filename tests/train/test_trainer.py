@@ -9,6 +9,7 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from train import ETTCollator, ETTTrainer, ETTTrainingArguments, newest_checkpoint, train_only
 from train.discriminator import generator_loss
+from train.trainer import mean_by_name
 
 
 def make_trainer(model, args, items, is_drawing=False, **kwargs):
@@ -304,6 +305,12 @@ def test_the_logged_caption_loss_is_a_mean_however_batches_accumulate(make_model
         trainer = make_trainer(model, one_step(arguments, batch_size, accumulation), items)
         trainer.train()
         assert trainer.state.log_history[0]["caption_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_logs_of_several_processes_are_means_over_those_that_have_a_value():
+    """One process alone saw a picture."""
+    records = [{"caption_loss": 1.0}, {"caption_loss": 4.0, "vq_loss": 3.0}]
+    assert mean_by_name(records) == {"caption_loss": 2.5, "vq_loss": 3.0}
 
 
 def test_psnr_is_that_of_pictures_between_0_and_1(make_vision_tokenizer, arguments, make_items):
