@@ -41,7 +41,7 @@ def draw_sheet(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
     """Pictures `(n, 3, H, W)` in `[-1, 1]` above their reconstructions, one picture `(3, rows, columns)` of uint8."""
     was_training = tokenizer.training
     tokenizer.eval()
-    # One by one: a codebook's logits for all of them may not fit beside the state of training.
+    # One by one: all of them may not fit beside the state of training.
     reconstructions = [
         tokenizer.decode(
             tokenizer.quantize(tokenizer.encode(picture).latents, return_losses=False).embeddings,
