@@ -5,15 +5,14 @@ An *example* is a dict: `images` (a list of pictures) and, by task, `text` or `m
 
 import itertools
 import logging
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from torch.utils.data import Dataset
 
 import scenes_ett
-from processing_ett import CAPTION_PROMPT, ImageError, load_image
+from processing_ett import CAPTION_PROMPT, ImageError
+from processing_ett.picture_rows import load_rows, open_pictures, picture_name
 
 logger = logging.getLogger(__name__)
 
@@ -121,38 +120,11 @@ class FolderExamples(Dataset):
     ):
         self.path, self.task = path, task
         self.image_column, self.text_column, self.messages_column = image_column, text_column, messages_column
-        self.rows = self._load(split)
+        needed = {"reconstruction": (image_column,), "text": (text_column,), "chat": (messages_column,)}
+        columns = needed.get(task, (image_column, text_column))
+        options = "data.image_column, data.text_column or data.messages_column"
+        self.rows = load_rows(path, split, image_column, columns, options)
         self.skipped: dict[str, str] = {}
-        if image_column in self.rows.column_names:
-            self.rows = self.rows.cast_column(image_column, datasets.Image(decode=False))
-
-    def _load(self, split: str) -> datasets.Dataset:
-        folder = Path(self.path)
-        if folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
-            raise ValueError(f"The folder '{self.path}' is empty; expected pictures and a metadata.jsonl.")
-        try:
-            rows = datasets.load_dataset(self.path, split=split)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            cause = error.__cause__ or error
-            raise ValueError(f"'{self.path}' could not be read as a data set: {cause}") from error
-        needed = {"reconstruction": (self.image_column,), "text": (self.text_column,)}
-        needed |= {"caption": (self.image_column, self.text_column), "drawing": (self.image_column, self.text_column)}
-        needed |= {"chat": (self.messages_column,)}
-        missing = [column for column in needed[self.task] if column not in rows.column_names]
-        if missing:
-            hint = ""
-            if folder.is_dir() and not list(folder.rglob("metadata.*")):
-                hint = " The folder has no metadata.jsonl with a line such as " + (
-                    '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
-                )
-            raise ValueError(
-                f"'{self.path}' has no column {', '.join(map(repr, missing))}; its columns are "
-                f"{', '.join(map(repr, rows.column_names)) or 'none'}. Name yours with data.image_column, "
-                f"data.text_column or data.messages_column.{hint}"
-            )
-        if not len(rows):
-            raise ValueError(f"'{self.path}' holds no examples.")
-        return rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,16 +135,15 @@ class FolderExamples(Dataset):
             try:
                 return self._example(row)
             except ImageError as error:
-                name = str(row[self.image_column].get("path") or f"row {(index + offset) % len(self)}")
+                name = picture_name(row[self.image_column], (index + offset) % len(self))
                 if name not in self.skipped:
                     self.skipped[name] = str(error)
                     logger.warning("Skipped picture %d: %s (%s)", len(self.skipped), name, error)
         raise ValueError(f"None of the {len(self)} pictures of '{self.path}' can be read.")
 
     def _example(self, row: dict[str, Any]) -> dict[str, Any]:
-        values = row.get(self.image_column) if self.task != "text" else None
-        values = values if isinstance(values, list) else [values] if values is not None else []
-        example: dict[str, Any] = {"images": [load_image(value["bytes"] or value["path"]) for value in values]}
+        cell = row.get(self.image_column) if self.task != "text" else None
+        example: dict[str, Any] = {"images": open_pictures(cell)}
         if self.task == "chat":
             example["messages"] = row[self.messages_column]
         elif self.task != "reconstruction":
