@@ -1,9 +1,13 @@
-"""What the measurements share: batches, pictures as tensors and back, prompts, a model held in evaluation mode."""
+"""What the measurements share: batches, pictures as tensors and back, prompts, a model in evaluation mode, files."""
 
+import json
+import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -109,4 +113,36 @@ def answer(
     return [text.strip() for text in texts]
 
 
-__all__ = ["answer", "batches", "encode", "evaluating", "picture_prompt", "to_image", "to_pixels", "tokenize"]
+def write_json(path: Path, value: Any) -> Path:
+    """Writes plain values, see [`write_text`], without images and with null for numbers that are not finite."""
+    return write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if not isinstance(item, Image.Image)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes beside `path` and renames, so that a reader never sees half of a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+__all__ = [
+    "answer",
+    "batches",
+    "encode",
+    "evaluating",
+    "picture_prompt",
+    "to_image",
+    "to_pixels",
+    "tokenize",
+    "write_json",
+    "write_text",
+]

@@ -1,7 +1,6 @@
 """How much of a picture survives its way through codes.
 
-- PSNR and SSIM are means over pictures, of values in [0, 1] after clamping, without rounding to 8 bits.
-- Codebook usage and perplexity are over the codes of all pictures together.
+- PSNR and SSIM are of values in [0, 1] after clamping, without rounding to 8 bits (see [`Measures`]).
 - Of scenes, the detector reads original and reconstruction alike: what it misses in both is the detector's fault.
 """
 
@@ -9,7 +8,6 @@ from collections.abc import Iterable
 
 import torch
 from PIL import Image
-from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm.auto import tqdm
 
 from modeling_ett.modeling_ibq import IBQModel
@@ -17,6 +15,7 @@ from scenes_ett import Scene
 from scenes_ett.detector import detect
 
 from .common import batches, evaluating, to_image, to_pixels
+from .measures import Measures
 
 Picture = Scene | Image.Image | torch.Tensor
 
@@ -54,38 +53,22 @@ def evaluate_reconstruction(
     Raises:
         ValueError: There is no picture, or sizes differ or do not fit the tokenizer.
     """
-    psnr, ssim, shift = [], [], []
-    usage = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
-    reading = _Reading()
+    measures, reading, shift = Measures(tokenizer.config.num_vq_embeddings), _Reading(), 0.0
     bar = tqdm(desc="Reconstruction", unit=" pictures", disable=not progress, total=_length(pictures))
     with evaluating(tokenizer), bar:
         for batch in batches(pictures, batch_size):
             originals = _stack(batch, tokenizer)
             codes, reconstructions = encode_decode(tokenizer, originals)
-            usage += torch.bincount(codes.flatten().cpu(), minlength=len(usage))
-            originals, reconstructions = (originals.clamp(-1, 1) + 1) / 2, (reconstructions + 1) / 2
-            error = (originals - reconstructions).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-            psnr.append(-10 * error.log10())
-            # In float32 the variance of an even background is lost to rounding.
-            pair = reconstructions.double(), originals.double()
-            ssim.append(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"))
-            shift.append(255 * (_border_colour(originals) - _border_colour(reconstructions)).abs().mean(dim=1))
+            originals, reconstructions = originals.clamp(-1, 1), reconstructions.clamp(-1, 1)
+            measures.add(originals, reconstructions, codes)
+            originals, reconstructions = (originals + 1) / 2, (reconstructions + 1) / 2
+            shifts = (_border_colour(originals) - _border_colour(reconstructions)).abs().mean(dim=1)
+            shift += 255 * shifts.double().sum().item()
             for picture, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
                 if isinstance(picture, Scene):
                     reading.add(picture, original, reconstruction)
             bar.update(len(batch))
-    if not psnr:
-        raise ValueError("There is no picture to reconstruct; give at least one.")
-    frequency = usage[usage > 0] / usage.sum()
-    return {
-        "images": sum(map(len, psnr)),
-        "psnr": torch.cat(psnr).mean().item(),
-        "ssim": torch.cat(ssim).mean().item(),
-        "codebook_usage": (usage > 0).float().mean().item(),
-        "perplexity": torch.exp(-(frequency * frequency.log()).sum()).item(),
-        "background_shift": torch.cat(shift).mean().item(),
-        **reading.shares(),
-    }
+    return {**measures.results(), "background_shift": shift / measures.count, **reading.shares()}
 
 
 class _Reading:
@@ -135,4 +118,4 @@ def _length(pictures: Iterable[Picture]) -> int | None:
     return len(pictures) if hasattr(pictures, "__len__") else None
 
 
-__all__ = ["evaluate_reconstruction", "reconstruct"]
+__all__ = ["encode_decode", "evaluate_reconstruction", "reconstruct"]

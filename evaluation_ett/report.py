@@ -6,9 +6,6 @@
 
 import base64
 import io
-import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import jinja2
 from PIL import Image
 
 from .charts import MINUS, format_number, line_chart
+from .common import write_json, write_text
 from .targets import Target, compare_with_targets
 
 UNKNOWN = "\N{EN DASH}"
@@ -47,9 +45,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = compare_with_targets(results)
-    plain = _plain({**results, "targets": [_as_dict(target) for target in figures]})
-    _write(folder / "results.json", json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
-    return _write(folder / "index.html", _page(results, figures))
+    write_json(folder / "results.json", {**results, "targets": [_as_dict(target) for target in figures]})
+    return write_text(folder / "index.html", _page(results, figures))
 
 
 def _page(results: dict[str, Any], figures: list[Target]) -> str:
@@ -138,22 +135,6 @@ def _data_url(image: Image.Image) -> str:
 
 def _as_dict(target: Target) -> dict[str, Any]:
     return {**vars(target), "met": target.met}
-
-
-def _plain(value: Any) -> Any:
-    """`value` without images, and with null for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if not isinstance(item, Image.Image)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
 
 
 __all__ = ["write_report"]

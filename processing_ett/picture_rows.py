@@ -15,8 +15,8 @@ def load_rows(
     path: str, split: str | None, image_column: str, columns: Iterable[str], options: str
 ) -> datasets.Dataset:
     """
-    Reads a folder of pictures (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any data
-    set that [`datasets.load_dataset`] takes, and decodes nothing.
+    Reads a folder of pictures (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any
+    data set that [`datasets.load_dataset`] takes, and decodes nothing.
 
     Args:
         path (`str`): Folder, file or name on the Hub.

@@ -1,0 +1,196 @@
+"""A tokenizer measured on a whole data set of pictures, as papers do it.
+
+- Pictures are resized to just cover the size (bilinear) and cropped around the centre; all is computed in float32.
+- Memory does not grow with the number of pictures: there are running sums alone.
+- An interrupted run goes on from a file beside the result, and ends with exactly the result of an uninterrupted one.
+- The result holds every setting that moves a number.
+"""
+
+import json
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTImageProcessor, ImageError
+from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+
+from .common import evaluating, write_json
+from .measures import Measures
+from .networks import Judges, build_judges, hash_module
+from .reconstruction import encode_decode
+
+logger = logging.getLogger(__name__)
+
+MIN_IMAGE_SIZE = 32
+"""Smallest side, in pixels, on which every measure is defined (AlexNet's features end there)."""
+
+LIBRARIES = ("datasets", "diffusers", "lpips", "pillow", "pytorch-fid", "torch", "torchmetrics", "torchvision")
+
+Size = tuple[int, int]
+
+
+class Pictures(Dataset):
+    """The pictures of a data set, in its order, as a tokenizer takes them.
+
+    Args:
+        path (`str`): A folder of pictures, or any data set that [`datasets.load_dataset`] takes.
+        image_processor ([`ETTImageProcessor`]): Its size and resampling filter give way to these:
+        size (`(int, int)`): Height and width, in pixels.
+        split (`str`, *optional*): Without it, the only one there is.
+        limit (`int`, *optional*): Only that many of the first rows.
+
+    An item is a `torch.Tensor` of shape `(3, height, width)` in `[-1, 1]`, or, of a picture that cannot be read, its
+    name and the reason.
+
+    Raises:
+        ValueError: The data set cannot be read or is empty, or the column is missing or holds no pictures.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image_processor: ETTImageProcessor,
+        size: Size,
+        split: str | None = None,
+        image_column: str = "image",
+        limit: int | None = None,
+    ):
+        rows = load_rows(path, split, image_column, (image_column,), "--image-column")
+        self.rows = rows.select(range(min(limit or len(rows), len(rows))))
+        self.path, self.image_column, self.size = path, image_column, size
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor | tuple[str, str]:
+        cell = self.rows[index][self.image_column]
+        try:
+            pictures = open_pictures(cell)
+            if len(pictures) != 1:
+                raise ImageError(f"The row holds {len(pictures)} pictures; expected one.")
+        except ImageError as error:
+            return picture_name(cell, index), str(error)
+        size = dict(zip(("height", "width"), self.size, strict=True))
+        options = {"size": size, "resample": Image.Resampling.BILINEAR, "return_tensors": "pt"}
+        return self.image_processor(pictures, **options)["pixel_values"][0]
+
+    def settings(self) -> dict[str, Any]:
+        """Which pictures these are and what was done to them."""
+        return {
+            "data_set": self.path,
+            "data_fingerprint": self.rows._fingerprint,
+            "split": str(self.rows.split),
+            "image_column": self.image_column,
+            "rows": len(self),
+            "image_size": list(self.size),
+            "resize": "bilinear, antialiased (Pillow), to just cover image_size (height, width)",
+            "crop": "centre",
+        }
+
+
+def choose_size(tokenizer: IBQModel, image_processor: ETTImageProcessor, image_size: int | None) -> Size:
+    """Height and width, in pixels, at which a tokenizer is measured: `image_size`, or what its processor says.
+
+    Raises:
+        ValueError: A side is no multiple of the tokenizer's factor, or too small to be measured.
+    """
+    processor_size = image_processor.size["height"], image_processor.size["width"]
+    size = (image_size, image_size) if image_size else processor_size
+    factor = tokenizer.spatial_factor
+    if any(side % factor or side < MIN_IMAGE_SIZE for side in size):
+        raise ValueError(
+            f"The image size is {size[0]} x {size[1]} (height x width); this tokenizer is measured with sides that are "
+            f"multiples of {factor} and at least {MIN_IMAGE_SIZE}. Give another one with --image-size."
+        )
+    return size
+
+
+def evaluate_data_set(
+    tokenizer: IBQModel,
+    pictures: Pictures,
+    output: Path,
+    model: str,
+    batch_size: int = 8,
+    workers: int = 0,
+    save_every: int = 500,
+    resume: bool = True,
+    judges: Judges | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measures a tokenizer and writes `output`, a JSON file; beside it lies the state of an unfinished run.
+
+    Args:
+        tokenizer ([`IBQModel`]): Becomes float32.
+        model (`str`): Its name, for the record.
+        workers (`int`): Processes that read pictures; 0 reads them in this one.
+        save_every (`int`): After how many pictures, at least, the state is written.
+        resume (`bool`): Go on from a state; otherwise it is thrown away.
+        judges ([`Judges`], *optional*): By default all whose weights can be had.
+
+    Returns:
+        `metrics` ([`Measures.results`], where PSNR and SSIM are of pictures truncated to 8 bits, with `None` for what
+        is missing); `missing`, {metric: what to put where}; `skipped`, {picture: reason}; and `settings`.
+
+    Raises:
+        ValueError: The state is of other settings or damaged, or none of the pictures can be read.
+    """
+    tokenizer = tokenizer.float()
+    judges = judges or build_judges()
+    for name, sentence in judges.missing.items():
+        logger.warning("%s will not be measured. %s", METRIC_NAMES[name], sentence)
+    settings = {
+        "model": model,
+        "weights_sha256": hash_module(tokenizer),
+        "model_config": {name: value for name, value in tokenizer.config.items() if not name.startswith("_")},
+        "codebook_size": tokenizer.config.num_vq_embeddings,
+        **pictures.settings(),
+        "batch_size": batch_size,
+        "dtype": "float32",
+        "device": tokenizer.device.type,
+        "psnr_ssim": "of pictures truncated to 8 bits; SSIM with a Gaussian window of 11 pixels, sigma 1.5",
+        **judges.settings,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    measures = Measures(len(tokenizer.codebook_counts), True, judges.networks, tokenizer.device)
+    run = _Run(output.with_suffix(".state.safetensors"), measures, settings)
+    if resume:
+        run.load()
+    loader = DataLoader(
+        Subset(pictures, range(run.position, len(pictures))), batch_size, num_workers=workers, collate_fn=list
+    )
+    # Convolutions in TF32 would move codes; algorithms chosen anew would move last digits between runs.
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    bar = tqdm(
+        desc="Reconstruction", unit=" pictures", disable=not progress, total=len(pictures), initial=run.position
+    )
+    with evaluating(tokenizer), exact, bar:
+        for items in loader:
+            run.skipped |= dict(item for item in items if not isinstance(item, torch.Tensor))
+            if readable := [item for item in items if isinstance(item, torch.Tensor)]:
+                originals = torch.stack(readable).to(tokenizer.device)
+                codes, reconstructions = encode_decode(tokenizer, originals)
+                measures.add(originals, reconstructions, codes)
+                bar.set_postfix_str(f"PSNR {measures.mean('psnr'):.2f} dB", refresh=False)
+            run.position += len(items)
+            bar.update(len(items))
+            if run.position < len(pictures) and run.position - run.saved >= save_every:
+                run.save()
+    run.remove()
+    if not measures.count:
+        name, reason = next(iter(run.skipped.items()))
+        raise ValueError(f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; {name}: {reason}")
+    metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
+    result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": settings}
+    write_json(output, result)
+    return result
