@@ -18,18 +18,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
+
 _EXPECTED = (ValueError, OSError, ImportError)
+_RESUMABLE = ("demo", "train", "reconstruction")
 
 
-def _command(function: Callable) -> Callable:
-    """Registers a command whose errors are one sentence on stderr; the traceback is for `ett --debug`."""
+def _command(function: Callable, group: typer.Typer = app) -> Callable:
+    """Registers a command, of `ett` or of a group in it, whose errors are one sentence on stderr; the
+    traceback is for `ett --debug`."""
 
     @functools.wraps(function)
     def run(*args, **kwargs):
         try:
             return function(*args, **kwargs)
         except KeyboardInterrupt:
-            again = " Run the same command again to go on." if function.__name__ in ("demo", "train") else ""
+            again = " Run the same command again to go on." if function.__name__ in _RESUMABLE else ""
             typer.echo(f"Interrupted.{again}", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
@@ -41,7 +46,7 @@ def _command(function: Callable) -> Callable:
             typer.echo(f"ett: {sentence}", err=True)
             raise typer.Exit(1) from None
 
-    return app.command()(run)
+    return group.command()(run)
 
 
 _options = {"debug": False}
@@ -64,6 +69,7 @@ def _main(
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         if context.invoked_subcommand != "push":
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 @_command
@@ -144,6 +150,66 @@ def reconstruct(
     picture, psnr = inference.reconstruct(image, model)
     inference.save_image(picture, output)
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
+
+
+@functools.partial(_command, group=evaluate)
+def reconstruction(
+    dataset: Annotated[
+        str, typer.Option(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.", show_default="ett-tokenizer"),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="BEFORE AFTER",
+            help="Instead of measuring one model, draw what two make of the same pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file to write, or image file with --compare.",
+            show_default="reconstruction.json or comparison.png",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first pictures.", show_default="all; 4 with --compare")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Pictures between two saves of an unfinished run.")] = 500,
+    resume: Resume = True,
+):
+    """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""
+    evaluation = room("ett.evaluation")
+    data = (split, image_column, limit, image_size)
+    if compare and model:
+        raise ValueError("--model and --compare came together; --compare names both of its models itself.")
+    if compare:
+        output = output or Path("comparison.png")
+        evaluation.compare_reconstructions(compare, dataset, output, *data)
+    else:
+        output = output or Path("reconstruction.json")
+        model = model or "ett-tokenizer"
+        result = evaluation.evaluate_reconstruction(
+            model, dataset, output, *data, batch_size, workers, save_every, resume
+        )
+        typer.echo(room("evaluation_ett").describe(result))
+    typer.echo(f"Wrote {output}.")
 
 
 @_command

@@ -36,7 +36,23 @@ MIN_IMAGE_SIZE = 32
 
 LIBRARIES = ("datasets", "diffusers", "lpips", "pillow", "pytorch-fid", "torch", "torchmetrics", "torchvision")
 
+METRICS = {
+    "images": ("Pictures", "{:,}"),
+    "rfid": ("rFID", "{:.3f}"),
+    "psnr": ("PSNR", "{:.2f} dB"),
+    "ssim": ("SSIM", "{:.4f}"),
+    "lpips_alex": ("LPIPS (AlexNet)", "{:.4f}"),
+    "lpips_vgg": ("LPIPS (VGG)", "{:.4f}"),
+    "codebook_usage": ("Codebook usage", "{:.2%}"),
+    "perplexity": ("Perplexity", "{:,.1f}"),
+}
+"""Every metric in the order in which it is shown, its name and its form."""
+
+SKIPPED_SHOWN = 5
+
 Size = tuple[int, int]
+Unreadable = dict[str, Any]
+"""Of a picture that cannot be read its `row`, `name` and the `reason`."""
 
 
 class Pictures(Dataset):
@@ -49,8 +65,8 @@ class Pictures(Dataset):
         split (`str`, *optional*): Without it, the only one there is.
         limit (`int`, *optional*): Only that many of the first rows.
 
-    An item is a `torch.Tensor` of shape `(3, height, width)` in `[-1, 1]`, or, of a picture that cannot be read, its
-    name and the reason.
+    An item is a `torch.Tensor` of shape `(3, height, width)` in `[-1, 1]`, or of a picture that cannot be read a dict
+    of its `row`, its `name` and the `reason`.
 
     Raises:
         ValueError: The data set cannot be read or is empty, or the column is missing or holds no pictures.
@@ -73,14 +89,14 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> torch.Tensor | tuple[str, str]:
+    def __getitem__(self, index: int) -> torch.Tensor | Unreadable:
         cell = self.rows[index][self.image_column]
         try:
             pictures = open_pictures(cell)
             if len(pictures) != 1:
                 raise ImageError(f"The row holds {len(pictures)} pictures; expected one.")
         except ImageError as error:
-            return picture_name(cell, index), str(error)
+            return {"row": index, "name": picture_name(cell, index), "reason": str(error)}
         size = dict(zip(("height", "width"), self.size, strict=True))
         options = {"size": size, "resample": Image.Resampling.BILINEAR, "return_tensors": "pt"}
         return self.image_processor(pictures, **options)["pixel_values"][0]
@@ -110,8 +126,8 @@ def choose_size(tokenizer: IBQModel, image_processor: ETTImageProcessor, image_s
     factor = tokenizer.spatial_factor
     if any(side % factor or side < MIN_IMAGE_SIZE for side in size):
         raise ValueError(
-            f"The image size is {size[0]} x {size[1]} (height x width); this tokenizer is measured with sides that are "
-            f"multiples of {factor} and at least {MIN_IMAGE_SIZE}. Give another one with --image-size."
+            f"The image size is {size[0]} x {size[1]} (height x width); this tokenizer is measured with sides that "
+            f"are multiples of {factor} and at least {MIN_IMAGE_SIZE}. Give another one with --image-size."
         )
     return size
 
@@ -140,7 +156,7 @@ def evaluate_data_set(
 
     Returns:
         `metrics` ([`Measures.results`], where PSNR and SSIM are of pictures truncated to 8 bits, with `None` for what
-        is missing); `missing`, {metric: what to put where}; `skipped`, {picture: reason}; and `settings`.
+        is missing); `missing`, {metric: what to put where}; `skipped`, a list of {row, name, reason}; `settings`.
 
     Raises:
         ValueError: The state is of other settings or damaged, or none of the pictures can be read.
@@ -148,7 +164,7 @@ def evaluate_data_set(
     tokenizer = tokenizer.float()
     judges = judges or build_judges()
     for name, sentence in judges.missing.items():
-        logger.warning("%s will not be measured. %s", METRIC_NAMES[name], sentence)
+        logger.warning("%s will not be measured. %s", METRICS[name][0], sentence)
     settings = {
         "model": model,
         "weights_sha256": hash_module(tokenizer),
@@ -162,7 +178,7 @@ def evaluate_data_set(
         **judges.settings,
         "versions": {name: version(name) for name in LIBRARIES},
     }
-    measures = Measures(len(tokenizer.codebook_counts), True, judges.networks, tokenizer.device)
+    measures = Measures(tokenizer.config.num_vq_embeddings, True, judges.networks, tokenizer.device)
     run = _Run(output.with_suffix(".state.safetensors"), measures, settings)
     if resume:
         run.load()
@@ -176,8 +192,9 @@ def evaluate_data_set(
     )
     with evaluating(tokenizer), exact, bar:
         for items in loader:
-            run.skipped |= dict(item for item in items if not isinstance(item, torch.Tensor))
-            if readable := [item for item in items if isinstance(item, torch.Tensor)]:
+            readable = [item for item in items if isinstance(item, torch.Tensor)]
+            run.skipped += [item for item in items if not isinstance(item, torch.Tensor)]
+            if readable:
                 originals = torch.stack(readable).to(tokenizer.device)
                 codes, reconstructions = encode_decode(tokenizer, originals)
                 measures.add(originals, reconstructions, codes)
@@ -188,9 +205,86 @@ def evaluate_data_set(
                 run.save()
     run.remove()
     if not measures.count:
-        name, reason = next(iter(run.skipped.items()))
-        raise ValueError(f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; {name}: {reason}")
+        first = run.skipped[0]
+        raise ValueError(
+            f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; the first, {first['name']}: "
+            f"{first['reason']}"
+        )
     metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
     result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": settings}
     write_json(output, result)
     return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """What [`evaluate_data_set`] returns as a short table, with what is missing and what was skipped below it."""
+    lines = []
+    for metric, (name, form) in METRICS.items():
+        value = result["metrics"][metric]
+        lines.append(f"{name:<16}{'not measured' if value is None else form.format(value)}")
+    lines += [f"No {METRICS[metric][0]}: {sentence}" for metric, sentence in result["missing"].items()]
+    skipped = result["skipped"]
+    if skipped:
+        lines.append(f"Skipped {len(skipped)} of {result['settings']['rows']} pictures:")
+        lines += [f"  {picture['name']}: {picture['reason']}" for picture in skipped[:SKIPPED_SHOWN]]
+    if len(skipped) > SKIPPED_SHOWN:
+        lines.append(f"  and {len(skipped) - SKIPPED_SHOWN} more, all named in the JSON file.")
+    return "\n".join(lines)
+
+
+class _Run:
+    """How far a run is, and the file that it can be taken up from: the sums as tensors, the rest as JSON in its
+    header, so that one rename makes all of it valid at once."""
+
+    def __init__(self, path: Path, measures: Measures, settings: dict[str, Any]):
+        self.path, self.measures = path, measures
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.settings = json.loads(json.dumps(settings))
+        self.position = self.saved = 0
+        self.skipped: list[Unreadable] = []
+
+    def save(self):
+        record = {"settings": self.settings, "position": self.position, "skipped": self.skipped}
+        save_file(self.measures.state(), self.partial, metadata={"run": json.dumps(record)})
+        os.replace(self.partial, self.path)
+        self.saved = self.position
+
+    def load(self):
+        """Takes up the state, if there is one. Raises `ValueError` where it is damaged or of other settings."""
+        if not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, "pt") as file:
+                record = json.loads(file.metadata()["run"])
+                state = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"The state of an unfinished run, {self.path}, is damaged ({error}); give --no-resume to start anew."
+            ) from error
+        if differences := _differences(record["settings"], self.settings):
+            raise ValueError(
+                f"{self.path} is the state of an unfinished run with other settings: {'; '.join(differences)}. Run "
+                "that command again, or give --no-resume to throw it away and start anew."
+            )
+        self.measures.load_state(state)
+        self.position = self.saved = record["position"]
+        self.skipped = record["skipped"]
+
+    def remove(self):
+        for path in (self.path, self.partial):
+            path.unlink(missing_ok=True)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Each setting that differs, by its name, with what it was and what it is."""
+    differences = []
+    for name in dict.fromkeys((*old, *new)):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            differences += _differences(before, now, f"{prefix}{name}.")
+        elif before != now:
+            differences.append(f"{prefix}{name} was {json.dumps(before)} and is {json.dumps(now)}")
+    return differences
+
+
+__all__ = ["METRICS", "Pictures", "choose_size", "describe", "evaluate_data_set"]

@@ -58,8 +58,7 @@ class Measures:
             for pictures, real in zip(pair, (True, False), strict=True):
                 self.fid.update(pictures, real=real)
         if self.truncate:
-            # A level of an 8-bit picture may lie just under itself in float32.
-            pair = [(255 * pictures + 1e-3).floor() / 255 for pictures in pair]
+            pair = [truncated(pictures) for pictures in pair]
         self._sum("psnr", peak_signal_to_noise_ratio(*pair))
         # In float32 the variance of an even background is lost to rounding.
         pair = [pictures.double() for pictures in pair]
@@ -107,10 +106,16 @@ class Measures:
             self.fid.orig_dtype = torch.float32
 
 
+def truncated(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures in `[0, 1]` cut down to the 256 levels of 8 bits, still in `[0, 1]`."""
+    # In float32 a level may lie just under itself.
+    return (255 * pictures + 1e-3).floor() / 255
+
+
 def peak_signal_to_noise_ratio(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
     """PSNR in dB of each pair of pictures `(B, 3, H, W)` in `[0, 1]`, at most [`PEAK_PSNR`]."""
     error = (originals - reconstructions).square().mean(dim=(1, 2, 3)).clamp(min=10 ** (-PEAK_PSNR / 10))
     return -10 * error.log10()
 
 
-__all__ = ["PEAK_PSNR", "Measures", "peak_signal_to_noise_ratio"]
+__all__ = ["PEAK_PSNR", "Measures", "peak_signal_to_noise_ratio", "truncated"]

@@ -6,7 +6,6 @@
 
 import functools
 import hashlib
-import urllib.error
 import urllib.request
 import warnings
 from dataclasses import dataclass, field
@@ -50,7 +49,9 @@ class Weights:
             try:
                 self._download()
             except (OSError, RuntimeError) as error:
-                raise MissingWeightsError(f"Put the file {self.url} at {self.path} ({error}).") from error
+                raise MissingWeightsError(
+                    f"Put the file {self.url} at {self.path} (it was not downloaded: {error})."
+                ) from error
         actual = hash_file(self.path)
         if not actual.startswith(self.sha256):
             raise MissingWeightsError(
@@ -61,7 +62,7 @@ class Weights:
 
     def _download(self):
         if huggingface_hub.constants.HF_HUB_OFFLINE:
-            raise urllib.error.URLError("HF_HUB_OFFLINE is set, so it was not downloaded")
+            raise OSError("HF_HUB_OFFLINE is set")
         urllib.request.urlopen(self.url, timeout=CONNECTION_SECONDS).close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(self.url, str(self.path), hash_prefix=self.sha256)

@@ -1,0 +1,70 @@
+"""What `ett evaluate` does: checks all that can be wrong, loads models, hands them to the measurements."""
+
+from pathlib import Path
+from typing import Any
+
+from .inference import check_image_path, load_tokenizer
+from .rooms import room
+
+
+def evaluate_reconstruction(
+    model: str,
+    dataset: str,
+    output: Path,
+    split: str | None = None,
+    image_column: str = "image",
+    limit: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    save_every: int = 500,
+    resume: bool = True,
+) -> dict[str, Any]:
+    """Measures a tokenizer, by itself or inside an ETT model, on a data set; see [`evaluation_ett.evaluate_data_set`].
+
+    Raises:
+        ValueError: The output cannot be written, the model or the data set cannot be used, or the size does not fit.
+    """
+    if output.suffix != ".json":
+        raise ValueError(f"{output} is not named like a JSON file; name one, such as reconstruction.json.")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name the JSON file to write.")
+    if not output.parent.is_dir():
+        raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
+    tokenizer, image_processor = load_tokenizer(model)
+    evaluation = room("evaluation_ett")
+    size = evaluation.choose_size(tokenizer, image_processor, image_size)
+    pictures = evaluation.Pictures(dataset, image_processor, size, split, image_column, limit)
+    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, batch_size, workers, save_every, resume)
+
+
+def compare_reconstructions(
+    models: tuple[str, str],
+    dataset: str,
+    output: Path,
+    split: str | None = None,
+    image_column: str = "image",
+    limit: int | None = None,
+    image_size: int | None = None,
+):
+    """Draws what two tokenizers make of the same pictures, by default four, at the first one's size or `image_size`;
+    see [`evaluation_ett.draw_comparison`].
+
+    Raises:
+        ValueError: As for [`evaluate_reconstruction`], or both models are the same.
+    """
+    output = check_image_path(output)
+    names = [Path(model).name for model in models]
+    if names[0] == names[1]:
+        names = models
+    if models[0] == models[1]:
+        raise ValueError(f"Both models to compare are {models[0]}; name two different ones.")
+    (before, image_processor), (after, _) = map(load_tokenizer, models)
+    evaluation = room("evaluation_ett")
+    size = evaluation.choose_size(before, image_processor, image_size)
+    evaluation.choose_size(after, image_processor, image_size)
+    pictures = evaluation.Pictures(dataset, image_processor, size, split, image_column)
+    evaluation.draw_comparison(dict(zip(names, (before, after), strict=True)), pictures, output, limit or 4)
+
+
+__all__ = ["compare_reconstructions", "evaluate_reconstruction"]
