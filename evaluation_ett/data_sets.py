@@ -211,7 +211,7 @@ def evaluate_data_set(
             f"{first['reason']}"
         )
     metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
-    result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": settings}
+    result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": run.settings}
     write_json(output, result)
     return result
 
