@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 from PIL import Image
 from transformers import pipeline
@@ -117,6 +118,75 @@ def test_reconstruct_takes_a_tokenizer_or_the_one_inside_a_model(run, picture):
         result = run("reconstruct", picture, "--model", model, "--output", "out.png")
         assert result.stdout.startswith("Wrote out.png (PSNR "), result.stderr
         assert Image.open("out.png").size == (16, 16)
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A folder of six pictures and one that cannot be read; no network that judges them has its weights."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "photos").mkdir()
+    for index in range(6):
+        Image.linear_gradient("L").resize((40 + index, 50)).save(tmp_path / "photos" / f"{index}.png")
+    (tmp_path / "photos" / "6.png").write_text("no picture")
+    datasets.disable_progress_bars()
+    yield "photos"
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize("model", ["ett-tokenizer", "ett-chat"])
+def test_evaluate_reconstruction_prints_a_table_and_writes_the_file(run, photographs, model, caplog):
+    result = run("evaluate", "reconstruction", "--model", model, "--dataset", photographs, "--image-size", 32)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["Pictures", "6"] and lines[-1] == "Wrote reconstruction.json."
+    assert any(line.startswith("No rFID: Put the file https://") for line in lines)
+    assert "  " + str(Path("photos/6.png").resolve()) in result.stdout
+    assert "rFID will not be measured. Put the file https://" in caplog.text
+    written = json.loads(Path("reconstruction.json").read_text())
+    assert written["metrics"]["rfid"] is None and written["settings"]["model"] == model
+    assert f"PSNR            {written['metrics']['psnr']:.2f} dB" in lines
+
+
+def test_evaluate_reconstruction_compares_two_models_in_a_figure(run, photographs):
+    arguments = ("--dataset", photographs, "--image-size", 32, "--limit", 2, "--output", "figure.png")
+    result = run("evaluate", "reconstruction", "--compare", "ett-tokenizer", "ett-chat", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "Wrote figure.png.\n"
+    assert Image.open("figure.png").width > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--output", "photos"], ["photos", "not named like a JSON file"]),
+        (["--output", "missing/result.json"], ["no folder missing"]),
+        (["--dataset", "absent"], ["'absent' could not be read"]),
+        (["--dataset", "empty"], ["'empty' is empty"]),
+        (["--image-column", "photo"], ["no column 'photo'", "'image'", "--image-column"]),
+        (["--split", "test"], ["'photos' could not be read", "test"]),
+        (["--image-size", "34"], ["34 x 34", "multiples of 4", "--image-size"]),
+        (["--model", "photos"], ["photos is not a model's folder"]),
+        (["--compare", "ett-tokenizer", "ett-tokenizer"], ["Both models", "ett-tokenizer"]),
+        (["--compare", "ett-tokenizer", "ett-chat", "--output", "result.json"], ["result.json", "suffix"]),
+        (["--compare", "ett-tokenizer", "ett-chat", "--model", "ett-chat"], ["--model and --compare"]),
+    ],
+)
+def test_evaluate_reconstruction_says_what_is_wrong_before_it_measures(run, photographs, tmp_path, arguments, parts):
+    (tmp_path / "empty").mkdir()
+    given = ["--dataset", photographs, "--image-size", "32", *arguments]
+    assert_one_sentence(run("evaluate", "reconstruction", *given), *parts)
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--limit", "--image-size", "--save-every"])
+def test_evaluate_reconstruction_refuses_numbers_below_one(run, photographs, option):
+    result = run("evaluate", "reconstruction", "--dataset", photographs, option, "0")
+    assert result.exit_code == 2 and option in result.stderr
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(run, fake_room):
+    fake_room(evaluate_reconstruction=raiser(KeyboardInterrupt()))
+    result = run("evaluate", "reconstruction", "--dataset", "photos")
+    assert result.stderr == "Interrupted. Run the same command again to go on.\n"
 
 
 @pytest.mark.parametrize("output", ["drawing", "drawing.txt", "model.safetensors"])
