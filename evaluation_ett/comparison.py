@@ -84,7 +84,7 @@ def _draw(rows: list[list[torch.Tensor]], scores: list[dict[str, float]], names:
     columns = len(names)
     # A narrow empty column stands between the pictures and their magnified windows.
     widths = [1] * columns + [0.08] + [1] * columns
-    figure = Figure(figsize=(CELL * sum(widths), (CELL * ratio + 0.24) * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(CELL * sum(widths), (CELL * ratio + 0.17) * len(rows) + 0.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), len(widths), width_ratios=widths, squeeze=False)
     for line, pictures, psnr in zip(axes, rows, scores, strict=True):
