@@ -2,7 +2,8 @@
 
 Both run in turns in one process, on the same latents and codebook, with flat logits (every code matters to every
 token) and peaked ones (latents near a code, as after training). Extra memory is the peak above what was held before
-the step; a plain matrix product of tokens and codes shows what the machine gives.
+the step. Rates count the five products of tokens and codes that both passes need with flat logits (in peaked ones most
+of four is left out), beside that of one plain product.
 
     python benchmarks/quantizer.py --tokens 256 1024 4096 --codes 16384 131072
 """
@@ -170,7 +171,9 @@ def compare(num_tokens: int, num_codes: int, kind: str, repeats: int, device: to
     if "dense" in steps:
         result["times_faster"] = result["dense"]["seconds"] / result["ours"]["seconds"]
         result["times_less_memory"] = result["dense"]["memory"] / max(result["ours"]["memory"], 1e-6)
-    result["share_of_product_rate"] = OURS_PRODUCTS * result["product"] / result["ours"]["seconds"]
+    operations = 2e-9 * num_tokens * num_codes * DIM
+    result["gflops"] = OURS_PRODUCTS * operations / result["ours"]["seconds"]
+    result["product_gflops"] = operations / result["product"]
     return result
 
 
@@ -186,7 +189,8 @@ COLUMNS = (
     ("GiB", 7),
     ("faster", 9),
     ("smaller", 9),
-    ("of matmul", 11),
+    ("GFLOP/s", 10),
+    ("product", 10),
 )
 
 
@@ -199,7 +203,7 @@ def row(result: dict) -> str:
 
     ratios = [f"{result[key]:.1f}x" if key in result else "-" for key in ("times_faster", "times_less_memory")]
     values = [f"{result['tokens']:,}", f"{result['codes']:,}", result["logits"]]
-    values += [*cells("ours"), *cells("dense"), *ratios, f"{result['share_of_product_rate']:.0%}"]
+    values += [*cells("ours"), *cells("dense"), *ratios, f"{result['gflops']:.0f}", f"{result['product_gflops']:.0f}"]
     return "".join(f"{value:>{width}}" for value, (_, width) in zip(values, COLUMNS, strict=True))
 
 

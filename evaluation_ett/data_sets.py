@@ -111,7 +111,7 @@ class Pictures(Dataset):
             "rows": len(self),
             "image_size": list(self.size),
             "resize": "bilinear, antialiased (Pillow), to just cover image_size (height, width)",
-            "crop": "centre",
+            "crop": "centre, in one step with the resizing (Pillow's ImageOps.fit)",
         }
 
 
