@@ -1,10 +1,11 @@
 """The IBQ tokenizer: encoder, quantizer, decoder, in the shape of diffusers' `VQModel`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import Decoder, DecoderOutput, Encoder
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
@@ -12,6 +13,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .quantizer_ibq import IBQQuantizer, IBQQuantizerOutput
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -34,6 +37,9 @@ class IBQModel(VQModel):
     Encoder and decoder are diffusers' own, which equal IBQ's; the quantizer is index backpropagation quantization.
     Defaults are the ETT paper's tokenizer (section 3.1): factor 16, 131,072 codes of width 256.
 
+    Pictures may have any sides that are multiples of the factor. For large ones there is [`~IBQModel.enable_tiling`],
+    for large batches `enable_slicing`, which sends one picture at a time through encoder and decoder.
+
     Args:
         in_channels, out_channels (`int`): Channels of the picture.
         down_block_types, up_block_types (`tuple[str, ...]`): Blocks of the encoder and of the decoder; each but the
@@ -51,6 +57,9 @@ class IBQModel(VQModel):
         l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks: See
             [`IBQQuantizer`].
     """
+
+    blend_h = AutoencoderKL.blend_h
+    blend_v = AutoencoderKL.blend_v
 
     @register_to_config
     def __init__(
@@ -107,11 +116,47 @@ class IBQModel(VQModel):
             norm_num_groups=norm_num_groups,
             mid_block_add_attention=mid_block_add_attention,
         )
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = 512
+        self.tile_overlap_factor = 0.25
 
     @property
     def spatial_factor(self) -> int:
         """Pixels a code along each side."""
         return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def tile_latent_min_size(self) -> int:
+        """Codes along each side of a tile."""
+        return self.tile_sample_min_size // self.spatial_factor
+
+    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None):
+        """
+        From here on, pictures larger than a tile go through encoder and decoder in overlapping tiles, which are
+        blended where they overlap: memory beyond the picture itself depends on the tile alone. Smaller pictures come
+        out exactly as without. Attention and group normalization see one tile at a time, so larger ones come out
+        slightly different.
+
+        Args:
+            tile_sample_min_size (`int`, *optional*): Pixels along each side of a tile, rounded down to whole codes; at
+                first 512.
+            tile_overlap_factor (`float`, *optional*): Part of a tile's side, in `[0, 1)`, that it shares with the next
+                one; at first 0.25.
+
+        Raises:
+            ValueError: A tile would be smaller than a code, or the overlap is not in `[0, 1)`.
+        """
+        size = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if size < self.spatial_factor:
+            raise ValueError(
+                f"tile_sample_min_size is {size} pixels; expected at least {self.spatial_factor}, the side of a code."
+            )
+        if not 0 <= overlap < 1:
+            raise ValueError(f"tile_overlap_factor is {overlap}; expected a part of a tile's side, from 0 to below 1.")
+        self.tile_sample_min_size, self.tile_overlap_factor = size, overlap
+        super().enable_tiling()
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
@@ -131,9 +176,16 @@ class IBQModel(VQModel):
                 f"The pictures are {height} x {width} pixels (height x width); this tokenizer needs sides that are "
                 f"multiples of {self.spatial_factor}. Resize or crop them first, for instance with ETTImageProcessor."
             )
-        centred = (x - self.config.pixel_mean) / self.config.pixel_std
-        latents = self.quant_conv(self.encoder(F.pixel_unshuffle(centred, self.config.patch_size)))
+        latents = self._in_parts(self._encode, self.tiled_encode, x, self.spatial_factor)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def tiled_encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels to latents, as [`~IBQModel.encode`] takes and makes them, in tiles whether enabled or not."""
+        return self._in_tiles(self._encode, x, side_given=self.spatial_factor, side_made=1)
+
+    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+        centred = (x - self.config.pixel_mean) / self.config.pixel_std
+        return self.quant_conv(self.encoder(F.pixel_unshuffle(centred, self.config.patch_size)))
 
     @apply_forward_hook
     def decode(
@@ -152,9 +204,39 @@ class IBQModel(VQModel):
         if not force_not_quantize:
             quantized = self.quantize(h)
             h, commit_loss = quantized.embeddings, quantized.quantization_loss
-        centred = F.pixel_shuffle(self.decoder(self.post_quant_conv(h)), self.config.patch_size)
-        sample = centred * self.config.pixel_std + self.config.pixel_mean
+        sample = self._in_parts(self._decode, self.tiled_decode, h, 1)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+
+    def tiled_decode(self, h: torch.Tensor) -> torch.Tensor:
+        """Embeddings of codes to pixels, as [`~IBQModel.decode`] does, in tiles whether enabled or not."""
+        return self._in_tiles(self._decode, h, side_given=1, side_made=self.spatial_factor)
+
+    def _decode(self, h: torch.Tensor) -> torch.Tensor:
+        centred = F.pixel_shuffle(self.decoder(self.post_quant_conv(h)), self.config.patch_size)
+        return centred * self.config.pixel_std + self.config.pixel_mean
+
+    def _in_parts(self, whole: Transform, tiled: Transform, x: torch.Tensor, side: int) -> torch.Tensor:
+        """`x` through one of the two, a picture at a time if slicing is enabled; a code's side is `side` in `x`."""
+        is_large = max(x.shape[-2:]) > self.tile_latent_min_size * side
+        transform = tiled if self.use_tiling and is_large else whole
+        return torch.cat([transform(part) for part in x.split(1)]) if self.use_slicing else transform(x)
+
+    def _in_tiles(self, transform: Transform, x: torch.Tensor, side_given: int, side_made: int) -> torch.Tensor:
+        """`transform` of `x` tile by tile; a code's side is `side_given` in `x` and `side_made` in what is made."""
+        tile = self.tile_latent_min_size
+        stride = tile - int(tile * self.tile_overlap_factor)
+        # The last tile ends where the picture does, so that none is a sliver with too little around it.
+        tops, lefts = (
+            [*range(0, side // side_given - tile, stride), max(side // side_given - tile, 0)] for side in x.shape[-2:]
+        )
+        joined = None
+        for top in tops:
+            row = None
+            for left in lefts:
+                rows, columns = (slice(start * side_given, (start + tile) * side_given) for start in (top, left))
+                row = _join(row, transform(x[..., rows, columns]), left * side_made, 3, self.blend_h)
+            joined = _join(joined, row, top * side_made, 2, self.blend_v)
+        return joined
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> IBQModelOutput | tuple:
         """Reconstructs pixels `(batch_size, channels, H, W)` in `[-1, 1]`."""
@@ -181,6 +263,14 @@ class IBQModel(VQModel):
                 f"{self.config.num_vq_embeddings - 1}. Were they made by another tokenizer?"
             )
         return self.decode(self.codes_to_embeddings(codes), force_not_quantize=True, return_dict=return_dict)
+
+
+def _join(joined: torch.Tensor | None, part: torch.Tensor, start: int, dim: int, blend: Callable) -> torch.Tensor:
+    """What is `joined` so far with the next `part` from `start` on, blended where both have something."""
+    if joined is None:
+        return part
+    part = blend(joined, part, joined.shape[dim] - start)
+    return torch.cat([joined.narrow(dim, 0, start), part], dim=dim)
 
 
 __all__ = ["IBQModel", "IBQModelOutput"]
