@@ -54,6 +54,7 @@ _options = {"debug": False}
 Image = Annotated[str, typer.Argument(help="Image file.", show_default=False)]
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
+Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
 Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
 
 
@@ -143,11 +144,16 @@ def reconstruct(
     image: Image,
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     output: Output = Path("reconstruction.png"),
+    height: Side = None,
+    width: Side = None,
+    own_size: Annotated[
+        bool, typer.Option("--own-size", help="Keep the picture's size, but for edges that divide into no codes.")
+    ] = False,
 ):
-    """Turn a picture into codes and back."""
+    """Turn a picture into codes and back; in tiles, to bound memory, where a side is longer than 1024 pixels."""
     inference = room("ett.inference")
     output = inference.check_image_path(output)
-    picture, psnr = inference.reconstruct(image, model)
+    picture, psnr = inference.reconstruct(image, model, height, width, own_size)
     inference.save_image(picture, output)
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
 

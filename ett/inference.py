@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+TILED_ABOVE = 1024
+"""Pixels along a side above which pictures are reconstructed in tiles."""
 
 
 class ModelError(ValueError):
@@ -162,23 +164,57 @@ def draw(
     return processor.post_process_images(loaded.decode_image_tokens(codes))
 
 
-def reconstruct(image: str, model: str) -> tuple["Image.Image", float]:
-    """Encodes a picture to codes and decodes it again.
+def reconstruct(
+    image: str, model: str, height: int | None = None, width: int | None = None, own_size: bool = False
+) -> tuple["Image.Image", float]:
+    """Encodes a picture to codes and decodes it again; in tiles where a side is longer than `TILED_ABOVE` pixels.
+
+    Args:
+        height, width: Pixels that the picture is resized and cropped to, multiples of the tokenizer's factor; one left
+            out is that of the image processor in the model's folder.
+        own_size: Keep the picture's pixels as they are; only cut off at the edges what divides into no codes.
 
     Returns:
-        The reconstruction, and its PSNR in dB against the picture as the tokenizer saw it (resized and cropped).
+        The reconstruction, and its PSNR in dB against the picture as the tokenizer saw it.
+
+    Raises:
+        ValueError: A side is no multiple of the factor, is given together with `own_size`, or the picture is smaller
+            than a code.
     """
     import torch
 
+    if own_size and (height or width):
+        raise ValueError(
+            "A size was given and the picture's own asked for; give either a height and width or own_size."
+        )
     picture = room("processing_ett").load_image(image)
     tokenizer, image_processor = load_tokenizer(model)
-    pixels = image_processor(picture, return_tensors="pt")["pixel_values"].to(tokenizer.device, tokenizer.dtype)
+    if own_size:
+        picture = _crop_to_multiples(picture, tokenizer.spatial_factor)
+        width, height = picture.size
+    size = {"height": height or image_processor.size["height"], "width": width or image_processor.size["width"]}
+    if max(size.values()) > TILED_ABOVE:
+        tokenizer.enable_tiling()
+    pixels = image_processor(picture, size=size, return_tensors="pt")["pixel_values"]
+    pixels = pixels.to(tokenizer.device, tokenizer.dtype)
     with torch.no_grad():
-        codes = tokenizer.quantize(tokenizer.encode(pixels).latents).codes
+        codes = tokenizer.quantize(tokenizer.encode(pixels).latents, return_losses=False).codes
         decoded = tokenizer.decode_codes(codes).sample.clamp(-1, 1)
     mean_squared_error = (decoded - pixels).float().square().mean()
     psnr = 10 * torch.log10(4 / mean_squared_error)
     return image_processor.post_process(decoded)[0], psnr.item()
+
+
+def _crop_to_multiples(picture: "Image.Image", factor: int) -> "Image.Image":
+    """The centre of a picture, with the largest sides that are multiples of `factor`."""
+    width, height = (side // factor * factor for side in picture.size)
+    if 0 in (width, height):
+        raise ValueError(
+            f"The picture is {picture.height} x {picture.width} pixels (height x width); at its own size this "
+            f"tokenizer needs at least {factor} x {factor}. Give a height and width instead."
+        )
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def check_image_path(path: str | os.PathLike) -> Path:

@@ -189,6 +189,60 @@ def test_an_interrupted_evaluation_says_how_to_go_on(run, fake_room):
     assert result.stderr == "Interrupted. Run the same command again to go on.\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ([], (16, 16)),
+        (["--height", "32"], (16, 32)),
+        (["--height", "8", "--width", "24"], (24, 8)),
+        (["--own-size"], (40, 28)),
+    ],
+)
+def test_reconstruct_at_the_models_size_or_another(run, picture, options, size):
+    result = run("reconstruct", picture, "--output", "out.png", *options)
+    assert result.exit_code == 0, result.stderr
+    assert Image.open("out.png").size == size
+
+
+def test_own_size_cuts_edges_and_leaves_the_other_pixels_alone(run, tmp_path, monkeypatch):
+    # 1 + 4 + 2 columns of which the middle ones stay, 4 rows that all stay.
+    picture = Image.new("RGB", (7, 4), "white")
+    picture.paste("black", (1, 0, 5, 4))
+    picture.save("edges.png")
+    tokenizer, image_processor = inference.load_tokenizer("ett-tokenizer")
+    seen = []
+    original = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda pixels: seen.append(pixels) or original(pixels))
+    monkeypatch.setattr(inference, "load_tokenizer", lambda model: (tokenizer, image_processor))
+    inference.reconstruct("edges.png", "ett-tokenizer", own_size=True)
+    assert seen[0].shape == (1, 3, 4, 4) and (seen[0] == -1).all()
+
+
+@pytest.mark.parametrize(("side", "is_tiled"), [(1024, False), (1028, True)])
+def test_reconstruct_uses_tiles_above_1024_pixels(run, monkeypatch, side, is_tiled):
+    Image.linear_gradient("L").resize((side, 4)).save("long.png")
+    tokenizer, image_processor = inference.load_tokenizer("ett-tokenizer")
+    monkeypatch.setattr(inference, "load_tokenizer", lambda model: (tokenizer, image_processor))
+    result = run("reconstruct", "long.png", "--own-size", "--output", "out.png")
+    assert result.exit_code == 0, result.stderr
+    assert tokenizer.use_tiling is is_tiled
+    assert Image.open("out.png").size == (side, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--own-size"], "3 x 9 pixels (height x width); at its own size this tokenizer needs at least 4 x 4"),
+        (["--height", "10"], "10 x 16 pixels (height x width); this tokenizer needs sides that are multiples of 4"),
+        (["--own-size", "--width", "8"], "either a height and width or own_size"),
+    ],
+)
+def test_reconstruct_at_a_size_that_cannot_be(run, tmp_path, options, message):
+    Image.new("RGB", (9, 3)).save("small.png")
+    assert_one_sentence(run("reconstruct", "small.png", "--output", "out.png", *options), message)
+    assert not (tmp_path / "out.png").exists()
+
+
 @pytest.mark.parametrize("output", ["drawing", "drawing.txt", "model.safetensors"])
 def test_draw_writes_only_to_image_files(run, tmp_path, output):
     (tmp_path / output).write_text("kept")
