@@ -61,7 +61,10 @@ def _open(file: Path | io.BytesIO, name: str, max_image_pixels: int) -> Image.Im
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: Pillow refuses it as a likely decompression bomb.") from error
+        raise ImageError(
+            f"{name} is too large: Pillow refuses it as a likely decompression bomb; expected at most "
+            f"{max_image_pixels} pixels. Make it smaller."
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image in a format that is read here ({', '.join(FORMATS)}).") from error
     except Exception as error:  # Pillow's parsers raise almost any type on hostile bytes.
@@ -81,19 +84,35 @@ def _decode(picture: Image.Image, name: str, max_image_pixels: int) -> Image.Ima
         )
     try:
         return _to_rgb(ImageOps.exif_transpose(picture))
+    except ImageError as error:
+        raise ImageError(f"{name} cannot be used: {error}") from error
     except Exception as error:  # As above: truncated and corrupt data surface only while decoding.
         raise ImageError(f"{name} is corrupt or truncated ({error}).") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 8 bits instead of scaling it.
-        sixteen_bits = np.asarray(picture).astype(np.float32).clip(0, 65535)
-        picture = Image.fromarray((sixteen_bits / 257).round().astype(np.uint8))
+    if picture.mode == "F":
+        picture = _array_to_picture(np.asarray(picture))
+    elif picture.mode.startswith("I"):
+        picture = _grey_of_16_bits(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
+    # Pillow clips 16-bit grey to 8 bits instead of scaling it, and drops its transparent level.
+    levels = np.asarray(picture)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ImageError(
+            f"A grey picture of integers holds values from {levels.min()} to {levels.max()}; expected 0 to 65535. "
+            "Save it with 8 or 16 bits."
+        )
+    grey = Image.fromarray((levels / 257).round().astype(np.uint8))
+    if "transparency" in picture.info:
+        grey.putalpha(Image.fromarray(levels != picture.info["transparency"]))
+    return grey
 
 
 def _array_to_picture(array: np.ndarray) -> Image.Image:

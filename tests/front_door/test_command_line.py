@@ -291,6 +291,23 @@ def test_missing_and_corrupt_pictures(run, tmp_path):
     assert_one_sentence(run("reconstruct", "corrupt.png"), "corrupt.png")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"Dear diary", "is not an image in a format that is read here"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "bad.png"),
+        (b"P6 60000 60000 255\n", "too large"),
+        (b"P6 16 16 255\n" + bytes(99), "corrupt or truncated"),
+    ],
+    ids=["empty", "text", "corrupt", "bomb", "cut off"],
+)
+def test_a_bad_picture_is_refused_and_nothing_written(run, tmp_path, content, message):
+    (tmp_path / "bad.png").write_bytes(content)
+    assert_one_sentence(run("reconstruct", "bad.png", "--output", "out.png"), "bad.png", message)
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_debug_shows_the_traceback(run):
     result = run("--debug", "caption", "missing.png")
     assert type(result.exception).__name__ == "ImageError"
