@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ import safetensors.torch
 import torch
 
 from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTImageProcessor
 
 from .discriminator import PatchDiscriminator
 
 WEIGHTS = ("ema", "raw")
 EMA_PREFIX, DISCRIMINATOR_PREFIX, PERCEPTUAL_PREFIX = "model_ema.", "loss.discriminator.", "loss.perceptual_loss."
 EMU_MODEL_TYPE = "Emu3p5VisionVQ"
-SHOWN_NAMES = 8
+IMAGE_SIZE = 256
+"""Pixels a side at which the public checkpoints were trained; what pictures are resized to by default."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,7 +69,7 @@ class Conversion:
 def convert_tokenizer(
     source: str | Path, output: str | Path, weights: str = "ema", discriminator: str | Path | None = None
 ) -> Conversion:
-    """Writes the tokenizer of a public checkpoint as an [`IBQModel`] folder.
+    """Writes the tokenizer of a public checkpoint as an [`IBQModel`] folder, with an image processor beside it.
 
     Args:
         source: A `.ckpt` file, or a folder with `config.json` and `model.safetensors`.
@@ -84,6 +87,8 @@ def convert_tokenizer(
     source, output = Path(source), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"'{output}' holds something already; give a folder that does not exist.")
+    if discriminator is not None and Path(discriminator).exists():
+        raise ValueError(f"'{discriminator}' exists already; give a file that does not.")
     if source.is_dir():
         tensors, l2_normalize = read_emu_folder(source)
         conversion = build(tensors, "only", l2_normalize)
@@ -112,7 +117,8 @@ def read_checkpoint(path: Path) -> Tensors:
             "checkpoint first, such as TencentARC/IBQ-Tokenizer-16384."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, half of a checkpoint, the kind of weights that is left out, never gets into memory.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"'{path}' holds objects that are no tensors, which are never loaded, since that can run code: "
@@ -192,8 +198,8 @@ def read_sizes(tensors: Tensors, shadow: Callable[[str], str]) -> dict:
     def shape(name: str) -> torch.Size:
         if shadow(name) not in tensors:
             raise ValueError(
-                f"The source has no tensor '{shadow(name)}', so it is no IBQ tokenizer. Its first tensors are "
-                f"{_list(sorted(tensors))}."
+                f"The source has no tensor '{shadow(name)}', so it is no IBQ tokenizer. Its tensors are "
+                f"{list_names(tensors)}."
             )
         return tensors[shadow(name)].shape
 
@@ -224,7 +230,7 @@ def build(tensors: Tensors, weights: str, l2_normalize: bool) -> Conversion:
     """The tokenizer that a checkpoint's tensors make.
 
     Raises:
-        ValueError: Tensors are missing, unknown or of another shape; the error lists them.
+        ValueError: Tensors are missing, unknown or of another shape; the error names every one.
     """
     if weights == "ema" and not any(name.startswith(EMA_PREFIX) for name in tensors):
         raise ValueError("The source holds no moving average (model_ema.*); take its raw weights with --weights raw.")
@@ -237,7 +243,8 @@ def build(tensors: Tensors, weights: str, l2_normalize: bool) -> Conversion:
     names = {name: source_name(name, num_levels) for name in model.state_dict()}
     missing = [shadow(source) for source in names.values() if shadow(source) not in tensors]
     left_out, unknown = sort_out(tensors, names.values(), weights)
-    misshapen, state = [], {}
+    misshapen: dict[str, list[str]] = {}
+    state = {}
     for name, parameter in model.state_dict().items():
         tensor = tensors.get(shadow(names[name]))
         if tensor is None:
@@ -246,13 +253,16 @@ def build(tensors: Tensors, weights: str, l2_normalize: bool) -> Conversion:
         is_projection = parameter.ndim == 2 and tensor.shape == (*parameter.shape, 1, 1)
         if tensor.shape != parameter.shape and not is_projection:
             expected, found = tuple(parameter.shape), tuple(tensor.shape)
-            misshapen.append(f"{shadow(names[name])} ({found} where {expected} was expected)")
+            misshapen.setdefault(f"{found} where {expected} was expected", []).append(shadow(names[name]))
         else:
             state[name] = tensor.reshape(parameter.shape).float()
     problems = [
-        f"{len(listed)} {what}: {_list(listed)}"
-        for what, listed in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        f"{len(listed)} {what}: {list_names(listed)}"
+        for what, listed in (("missing", missing), ("unknown", unknown))
         if listed
+    ]
+    problems += [
+        f"{len(listed)} of another shape, {shapes}: {list_names(listed)}" for shapes, listed in misshapen.items()
     ]
     if problems:
         raise ValueError(f"The source's tensors do not make an IBQ tokenizer. {'; '.join(problems)}.")
@@ -287,9 +297,28 @@ def sort_out(tensors: Tensors, sources: Iterable[str], weights: str) -> tuple[di
     return left_out, sorted(unknown)
 
 
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
+def list_names(names: Iterable[str]) -> str:
+    """Every name, as short as a shell can write it: `a.{0,1}.{weight,bias}` stands for four."""
+    return ", ".join(_grouped(names))
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    leaves: list[str] = []
+    tails: dict[str, list[str]] = {}
+    for name in names:
+        head, dot, tail = name.partition(".")
+        if dot:
+            tails.setdefault(head, []).append(tail)
+        else:
+            leaves.append(head)
+    heads = {"": leaves} if leaves else {}
+    for head, rest in tails.items():
+        heads.setdefault("." + _braced(_grouped(rest)), []).append(head)
+    return [_braced(group) + tail for tail, group in heads.items()]
+
+
+def _braced(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
 
 
 # The discriminator
@@ -329,6 +358,7 @@ def _write_folder(model: IBQModel, output: Path):
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         folder = Path(temporary) / "model"
         model.save_pretrained(folder)
+        ETTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
         if output.exists():
             output.rmdir()
         shutil.move(folder, output)

@@ -3,11 +3,12 @@
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from ett.cli import app
 from modeling_ett.modeling_ibq import IBQModel
-from train.conversion import convert_tokenizer
+from train.conversion import convert_tokenizer, list_names
 from train.discriminator import PatchDiscriminator
 
 from . import ibq_reference
@@ -127,7 +128,7 @@ def reshape(name: str, shape: tuple[int, ...]):
         (drop("encoder.norm_out.bias"), r"1 missing: encoder\.norm_out\.bias\."),
         (
             reshape("post_quant_conv.weight", (24, 17, 1, 1)),
-            r"of another shape: post_quant_conv\.weight \(\(24, 17, 1, 1\) where \(24, 16, 1, 1\) was expected\)",
+            r"1 of another shape, \(24, 17, 1, 1\) where \(24, 16, 1, 1\) was expected: post_quant_conv\.weight\.",
         ),
         (drop("quantize.embedding.weight"), r"no tensor 'quantize\.embedding\.weight', so it is no IBQ tokenizer"),
     ],
@@ -138,6 +139,54 @@ def test_a_tensor_out_of_place_is_named_and_nothing_is_written(tmp_path, raw, ch
     with pytest.raises(ValueError, match=message):
         convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.ckpt"]
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas that stand in no braces."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def expand(text: str) -> list[str]:
+    """What a shell makes of braces in names separated by commas."""
+    if len(split(text)) > 1:
+        return [name for part in split(text) for name in expand(part.strip())]
+    before, brace, rest = text.partition("{")
+    if not brace:
+        return [text]
+    length = next(length for length in range(len(rest)) if rest[: length + 1].count("}") > rest[:length].count("{"))
+    inner, after = rest[:length], rest[length + 1 :]
+    return [before + name + tail for name in expand(inner) for tail in expand(after)]
+
+
+def test_lists_of_names_are_short_and_every_name_can_be_read_off(raw):
+    assert list_names(["a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias", "b"]) == "b, a.{0,1}.{weight,bias}"
+    assert list_names(["a", "a.b", "c"]) == "{a,c}, a.b"
+    listed = list_names(raw)
+    assert sorted(expand(listed)) == sorted(raw)
+    assert len(listed) < len(", ".join(raw)) / 4
+
+
+def test_an_error_names_every_tensor_however_many_are_missing(tmp_path, raw):
+    lost = [name for name in raw if name.startswith("decoder.up.") or name == "quant_conv.bias"]
+
+    def change(state: dict):
+        for name in lost:
+            state[f"lost.{name}"] = state.pop(name)
+
+    source = write_checkpoint(tmp_path / "tokenizer.ckpt", raw, change=change)
+    with pytest.raises(ValueError) as caught:
+        convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
+    missing, unknown = str(caught.value).removesuffix(".").partition(f"{len(lost)} missing: ")[2].split("; ")
+    assert sorted(expand(missing)) == sorted(lost)
+    unknown = unknown.removeprefix(f"{len(lost)} unknown: ")
+    assert sorted(expand(unknown)) == sorted(f"lost.{name}" for name in lost)
 
 
 class Intruder:
@@ -186,6 +235,23 @@ def test_a_folder_of_another_model_is_refused(tmp_path, raw):
     (source / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(ValueError, match="its model_type is 'qwen2', where 'Emu3p5VisionVQ' was expected"):
         convert_tokenizer(source, tmp_path / "tokenizer")
+    assert [path.name for path in tmp_path.iterdir()] == ["emu"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_refused(tmp_path, raw, name):
+    source = write_emu_folder(tmp_path / "emu", raw)
+    (source / name).unlink()
+    with pytest.raises(ValueError, match=rf"'.*emu' has no {name}; expected a folder such as"):
+        convert_tokenizer(source, tmp_path / "tokenizer")
+
+
+def test_tensors_of_another_model_are_listed(tmp_path):
+    source = tmp_path / "other.ckpt"
+    torch.save({f"layers.{layer}.{name}": torch.zeros(2) for layer in range(3) for name in ("query", "key")}, source)
+    with pytest.raises(ValueError, match=r"it is no IBQ tokenizer\. Its tensors are layers\.\{0,1,2\}\.\{query,key\}"):
+        convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.ckpt"]
 
 
 def test_a_cut_off_emu_folder_is_refused(tmp_path, raw):
@@ -194,6 +260,7 @@ def test_a_cut_off_emu_folder_is_refused(tmp_path, raw):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"'.*emu' cannot be converted"):
         convert_tokenizer(source, tmp_path / "tokenizer")
+    assert [path.name for path in tmp_path.iterdir()] == ["emu"]
 
 
 def test_an_output_folder_that_holds_something_is_left_alone(tmp_path, raw):
@@ -202,6 +269,26 @@ def test_an_output_folder_that_holds_something_is_left_alone(tmp_path, raw):
     with pytest.raises(ValueError, match="holds something already"):
         convert_tokenizer(write_emu_folder(tmp_path / "emu", raw), tmp_path / "tokenizer")
     assert (tmp_path / "tokenizer" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_discriminator_that_is_there_already_is_left_alone(tmp_path, raw):
+    source = write_checkpoint(tmp_path / "tokenizer.ckpt", raw)
+    (tmp_path / "discriminator.safetensors").write_text("trained for weeks")
+    with pytest.raises(ValueError, match=r"discriminator.safetensors' exists already"):
+        convert_tokenizer(source, tmp_path / "tokenizer", "raw", tmp_path / "discriminator.safetensors")
+    assert (tmp_path / "discriminator.safetensors").read_text() == "trained for weeks"
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_converted_tokenizer_reconstructs_pictures(tmp_path, raw):
+    convert_tokenizer(write_emu_folder(tmp_path / "emu", raw), tmp_path / "tokenizer")
+    Image.linear_gradient("L").save(tmp_path / "picture.png")
+    command = ["reconstruct", tmp_path / "picture.png", "--model", tmp_path / "tokenizer", "--output"]
+    for size, options in ((256, []), (32, ["--height", "32", "--width", "32"])):
+        output = tmp_path / f"{size}.png"
+        result = CliRunner().invoke(app, [str(argument) for argument in (*command, output, *options)])
+        assert result.exit_code == 0, result.stderr
+        assert Image.open(output).size == (size, size)
 
 
 def test_the_command_writes_a_tokenizer_and_says_what_it_is(tmp_path, raw, ema):
