@@ -134,9 +134,9 @@ class IBQModel(VQModel):
     def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None):
         """
         From here on, pictures larger than a tile go through encoder and decoder in overlapping tiles, which are
-        blended where they overlap: memory beyond the picture itself depends on the tile alone. Smaller pictures come
-        out exactly as without. Attention and group normalization see one tile at a time, so larger ones come out
-        slightly different.
+        blended where they overlap: without gradients, both need memory for a tile instead of the picture. Smaller
+        pictures come out exactly as without. Attention and group normalization see one tile at a time, so larger
+        ones come out somewhat different, and some of their codes too.
 
         Args:
             tile_sample_min_size (`int`, *optional*): Pixels along each side of a tile, rounded down to whole codes; at

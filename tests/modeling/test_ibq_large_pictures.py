@@ -174,3 +174,12 @@ def test_tiles_that_cannot_be_are_an_error(make_vision_tokenizer, options, messa
     with pytest.raises(ValueError, match=message):
         model.enable_tiling(**options)
     assert not model.use_tiling
+
+
+@torch.no_grad()
+def test_a_model_with_language_reads_pictures_that_are_not_square(make_model):
+    model, pixels = make_model(), noise(1, 3, 8, 20)
+    tokens = torch.tensor([[10, *[model.config.image_token_id] * (2 * 5), 11]])
+    output = model(tokens, pixel_values=pixels, return_reconstruction=True)
+    assert output.image_hidden_states.shape[:2] == (1, 10)
+    assert output.reconstruction.shape == pixels.shape
