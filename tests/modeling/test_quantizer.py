@@ -67,7 +67,7 @@ SETTINGS = [
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 16 tokens of 13 codes, of 1 token of more than 200; worked on two rows of 13 at a time."""
-    monkeypatch.setattr(quantizer_ibq, "BLOCK_ELEMENTS", 2 * 16 * K)
+    monkeypatch.setattr(quantizer_ibq, "BLOCK_ELEMENTS", 16 * K)
     monkeypatch.setattr(quantizer_ibq, "CHUNK_ELEMENTS", 2 * K)
     monkeypatch.setattr(quantizer_ibq, "CODES_A_PRODUCT", 5)
 
