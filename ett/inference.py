@@ -198,7 +198,7 @@ def reconstruct(
     pixels = image_processor(picture, size=size, return_tensors="pt")["pixel_values"]
     pixels = pixels.to(tokenizer.device, tokenizer.dtype)
     with torch.no_grad():
-        codes = tokenizer.quantize(tokenizer.encode(pixels).latents, return_losses=False).codes
+        codes = tokenizer.encode_codes(pixels)
         decoded = tokenizer.decode_codes(codes).sample.clamp(-1, 1)
     mean_squared_error = (decoded - pixels).float().square().mean()
     psnr = 10 * torch.log10(4 / mean_squared_error)

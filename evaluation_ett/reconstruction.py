@@ -22,7 +22,7 @@ Picture = Scene | Image.Image | torch.Tensor
 
 def encode_decode(tokenizer: IBQModel, pixels: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
     """Pixels `(B, 3, H, W)` in `[-1, 1]` to their codes `(B, h, w)` and the codes' pictures, clamped to `[-1, 1]`."""
-    codes = tokenizer.quantize(tokenizer.encode(pixels).latents, return_losses=False).codes
+    codes = tokenizer.encode_codes(pixels)
     return codes, tokenizer.decode_codes(codes).sample.clamp(-1, 1)
 
 

@@ -245,6 +245,14 @@ class IBQModel(VQModel):
         output = IBQModelOutput(sample=reconstruction, commit_loss=quantized.quantization_loss, quantized=quantized)
         return output if return_dict else output.to_tuple()
 
+    @torch.no_grad()
+    def encode_codes(self, pixels: torch.Tensor) -> torch.LongTensor:
+        """Pixels `(batch_size, channels, H, W)` in `[-1, 1]` to codes `(batch_size, height, width)`, in the precision
+        of the weights even under autocast: bfloat16 would change about one code in ten."""
+        with torch.autocast(self.device.type, enabled=False):
+            latents = self.encode(pixels.to(self.device, self.dtype)).latents
+            return self.quantize(latents, return_losses=False).codes
+
     def codes_to_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
         """Codes `(batch_size, height, width)` to their codebook embeddings `(batch_size, dim, height, width)`."""
         return self.quantize.lookup(codes)

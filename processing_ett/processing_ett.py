@@ -293,10 +293,9 @@ class ETTProcessor(ProcessorMixin):
 
     @torch.no_grad()
     def _tokenize(self, pixels: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
-        device = self.vision_tokenizer.device
-        with torch.autocast(device.type, enabled=False):
-            quantized = self.vision_tokenizer.quantize(self.vision_tokenizer.encode(pixels.float().to(device)).latents)
-        return quantized.codes.cpu(), quantized.embeddings.flatten(2).transpose(1, 2).contiguous().cpu()
+        codes = self.vision_tokenizer.encode_codes(pixels)
+        embeddings = self.vision_tokenizer.codes_to_embeddings(codes)
+        return codes.cpu(), embeddings.flatten(2).transpose(1, 2).contiguous().cpu()
 
 
 def _is_nested(images) -> bool:

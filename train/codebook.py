@@ -70,9 +70,7 @@ def count_codes(
         for start in range(0, number, batch_size):
             indices = chosen[start : start + batch_size]
             pixels = to_unit_range(torch.cat([dataset[index]["pixel_values"] for index in indices]))
-            latents = tokenizer.encode(pixels.to(tokenizer.device)).latents
-            codes = tokenizer.quantize(latents, return_losses=False).codes
-            counts += torch.bincount(codes.flatten(), minlength=size).cpu()
+            counts += torch.bincount(tokenizer.encode_codes(pixels).flatten(), minlength=size).cpu()
             bar.update(len(indices))
     tokenizer.train(was_training)
     return counts

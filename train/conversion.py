@@ -89,6 +89,8 @@ def convert_tokenizer(
         raise ValueError(f"'{output}' holds something already; give a folder that does not exist.")
     if discriminator is not None and Path(discriminator).exists():
         raise ValueError(f"'{discriminator}' exists already; give a file that does not.")
+    if discriminator is not None and not Path(discriminator).parent.is_dir():
+        raise ValueError(f"There is no folder '{Path(discriminator).parent}' for the discriminator; make it first.")
     if source.is_dir():
         tensors, l2_normalize = read_emu_folder(source)
         conversion = build(tensors, "only", l2_normalize)
@@ -365,7 +367,6 @@ def _write_folder(model: IBQModel, output: Path):
 
 
 def _write_discriminator(judge: PatchDiscriminator, path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     safetensors.torch.save_model(judge, str(temporary))
     temporary.replace(path)

@@ -235,8 +235,7 @@ def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Modul
     if not with_images:
         return
     pictures = [item.pop("pixel_values") for item in with_images]
-    pixels = to_unit_range(torch.cat(pictures)).to(vision_tokenizer.device)
-    codes = vision_tokenizer.quantize(vision_tokenizer.encode(pixels).latents, return_losses=False).codes.cpu()
+    codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
     for item, own in zip(with_images, codes.split([len(picture) for picture in pictures]), strict=True):
         item["image_codes"] = own
 

@@ -42,13 +42,7 @@ def draw_sheet(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
     was_training = tokenizer.training
     tokenizer.eval()
     # One by one: all of them may not fit beside the state of training.
-    reconstructions = [
-        tokenizer.decode(
-            tokenizer.quantize(tokenizer.encode(picture).latents, return_losses=False).embeddings,
-            force_not_quantize=True,
-        ).sample
-        for picture in pixels.to(tokenizer.device).split(1)
-    ]
+    reconstructions = [tokenizer.decode_codes(tokenizer.encode_codes(picture)).sample for picture in pixels.split(1)]
     tokenizer.train(was_training)
     rows = torch.cat([pixels, torch.cat(reconstructions).float().cpu()]).clamp(-1, 1)
     grid = make_grid((rows + 1) / 2, nrow=len(pixels), pad_value=1.0)

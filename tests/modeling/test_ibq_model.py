@@ -79,6 +79,16 @@ def test_decoding_codes_equals_decoding_latents(make_vision_tokenizer, pixels):
         assert torch.equal(model.decode_codes(codes).sample, model(pixels).sample)
 
 
+def test_codes_are_made_in_single_precision_even_under_autocast(make_vision_tokenizer, pixels):
+    model = make_vision_tokenizer(num_vq_embeddings=512)
+    expected = model(pixels).quantized.codes
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes = model.encode_codes(pixels)
+        flipped = model(pixels).quantized.codes != expected
+    assert torch.equal(codes, expected)
+    assert bool(flipped.any()), "bf16 must make a difference, or this test shows nothing"
+
+
 def test_the_call_reports_codes_and_losses(make_vision_tokenizer, pixels):
     output = make_vision_tokenizer()(pixels)
     assert output.commit_loss is output.quantized.quantization_loss

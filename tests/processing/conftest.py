@@ -1,7 +1,5 @@
 """A tiny processor, with a vision tokenizer whose codes can be worked out by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from PIL import Image
@@ -18,12 +16,12 @@ class MeanTokenizer:
     dtype = torch.float32
     device = torch.device("cpu")
 
-    def encode(self, pixels):
-        return SimpleNamespace(latents=torch.nn.functional.avg_pool2d(pixels.mean(1, keepdim=True), 8))
+    def encode_codes(self, pixels):
+        means = torch.nn.functional.avg_pool2d(pixels.mean(1), 8)
+        return ((means + 1) * 2).long().clamp(0, 3)
 
-    def quantize(self, latents):
-        codes = ((latents[:, 0] + 1) * 2).long().clamp(0, 3)
-        return SimpleNamespace(codes=codes, embeddings=torch.stack([codes, -codes], dim=1).float())
+    def codes_to_embeddings(self, codes):
+        return torch.stack([codes, -codes], dim=1).float()
 
 
 @pytest.fixture

@@ -271,6 +271,13 @@ def test_an_output_folder_that_holds_something_is_left_alone(tmp_path, raw):
     assert (tmp_path / "tokenizer" / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_discriminator_that_has_no_folder_is_refused_before_anything_is_written(tmp_path, raw):
+    source = write_checkpoint(tmp_path / "ibq.ckpt", raw)
+    with pytest.raises(ValueError, match=r"There is no folder '.*absent'"):
+        convert_tokenizer(source, tmp_path / "tokenizer", "raw", tmp_path / "absent" / "discriminator.safetensors")
+    assert not (tmp_path / "tokenizer").exists()
+
+
 def test_a_discriminator_that_is_there_already_is_left_alone(tmp_path, raw):
     source = write_checkpoint(tmp_path / "tokenizer.ckpt", raw)
     (tmp_path / "discriminator.safetensors").write_text("trained for weeks")
