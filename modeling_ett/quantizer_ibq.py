@@ -95,7 +95,8 @@ class Screen:
         logits = _product(tokens.to(self.table.dtype), self.table, buffer)
         reach = self.reach + 2 * torch.finfo(logits.dtype).eps * length
         logits.sub_((logits.amax(dim=-1, keepdim=True) - reach).to(logits.dtype))
-        return _pays(logits.amax(dim=0) >= 0)
+        # Written so that a latent that is not a number notices every code.
+        return _pays(~(logits.amax(dim=0) < 0))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

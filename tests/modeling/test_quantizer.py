@@ -230,6 +230,28 @@ def test_gradients_equal_the_definition_however_peaked_the_logits_are(scale, dty
         assert (mine - right).norm() <= tolerance * right.norm()
 
 
+def test_without_bfloat16_in_hardware_the_result_is_the_same(monkeypatch):
+    quantizer, latents = many_codes(PEAKS, torch.float32)
+    expected = quantizer(latents)
+    monkeypatch.setattr(quantizer_ibq, "_multiplies_bfloat16", lambda device: False)
+    output = quantizer(latents)
+    assert torch.equal(output.codes, expected.codes)
+    torch.testing.assert_close(output.entropy_loss, expected.entropy_loss)
+
+
+def test_without_losses_and_gradients_codes_are_the_same():
+    quantizer, latents = many_codes(PEAKS, torch.float32)
+    with torch.no_grad():
+        assert torch.equal(quantizer(latents, return_losses=False).codes, quantizer(latents).codes)
+
+
+def test_a_latent_that_is_no_number_shows_in_the_losses(small_blocks):
+    quantizer, latents = many_codes(PEAKS, torch.float32)
+    latents[0, 0, 0, 0] = torch.nan
+    output = quantizer(latents)
+    assert output.quantization_loss.isnan() and output.entropy_loss.isnan()
+
+
 def test_no_tensor_of_tokens_by_codes_is_ever_allocated(monkeypatch):
     monkeypatch.setattr(quantizer_ibq, "BLOCK_ELEMENTS", 2**17)
     quantizer, latents = IBQQuantizer(4096, 8), torch.randn(1, 8, 16, 16, requires_grad=True)
