@@ -160,13 +160,11 @@ def reconstruct(
 
 @functools.partial(_command, group=evaluate)
 def reconstruction(
+    context: typer.Context,
     dataset: Annotated[
         str, typer.Option(help="Folder of pictures, or anything that datasets can load.", show_default=False)
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.", show_default="ett-tokenizer"),
-    ] = None,
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -203,14 +201,16 @@ def reconstruction(
     """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""
     evaluation = room("ett.evaluation")
     data = (split, image_column, limit, image_size)
-    if compare and model:
-        raise ValueError("--model and --compare came together; --compare names both of its models itself.")
     if compare:
+        alone = ("model", "batch_size", "workers", "save_every", "resume")
+        given = [name for name in alone if context.get_parameter_source(name).name == "COMMANDLINE"]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--compare names both of its models and takes no {options}; leave that out.")
         output = output or Path("comparison.png")
         evaluation.compare_reconstructions(compare, dataset, output, *data)
     else:
         output = output or Path("reconstruction.json")
-        model = model or "ett-tokenizer"
         result = evaluation.evaluate_reconstruction(
             model, dataset, output, *data, batch_size, workers, save_every, resume
         )

@@ -6,6 +6,8 @@ from typing import Any
 from .inference import check_image_path, load_tokenizer
 from .rooms import room
 
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tiff")
+
 
 def evaluate_reconstruction(
     model: str,
@@ -53,7 +55,7 @@ def compare_reconstructions(
     Raises:
         ValueError: As for [`evaluate_reconstruction`], or both models are the same.
     """
-    output = check_image_path(output)
+    output = check_image_path(output, FIGURE_SUFFIXES)
     names = [Path(model).name for model in models]
     if names[0] == names[1]:
         names = models

@@ -217,15 +217,15 @@ def _crop_to_multiples(picture: "Image.Image", factor: int) -> "Image.Image":
     return picture.crop((left, top, left + width, top + height))
 
 
-def check_image_path(path: str | os.PathLike) -> Path:
+def check_image_path(path: str | os.PathLike, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Path:
     """A path that a picture may be written to.
 
     Raises:
         ValueError: Its suffix is not a picture's, or it is a folder, or its folder does not exist.
     """
     path = Path(path)
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path} has no image's suffix; expected one of {', '.join(IMAGE_SUFFIXES)}.")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} has no image's suffix; expected one of {', '.join(suffixes)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the image file to write.")
     if not path.parent.is_dir():

@@ -201,10 +201,12 @@ def evaluate_data_set(
                 bar.set_postfix_str(f"PSNR {measures.mean('psnr'):.2f} dB", refresh=False)
             run.position += len(items)
             bar.update(len(items))
-            if run.position < len(pictures) and run.position - run.saved >= save_every:
+            if run.position - run.saved >= save_every:
                 run.save()
-    run.remove()
+    if run.position > run.saved:
+        run.save()
     if not measures.count:
+        run.remove()
         first = run.skipped[0]
         raise ValueError(
             f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; the first, {first['name']}: "
@@ -213,6 +215,7 @@ def evaluate_data_set(
     metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
     result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": run.settings}
     write_json(output, result)
+    run.remove()
     return result
 
 

@@ -6,6 +6,7 @@
 
 import functools
 import hashlib
+import http.client
 import urllib.request
 import warnings
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ class Weights:
         if not self.path.is_file():
             try:
                 self._download()
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
                 raise MissingWeightsError(
                     f"Put the file {self.url} at {self.path} (it was not downloaded: {error})."
                 ) from error

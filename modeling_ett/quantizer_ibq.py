@@ -3,8 +3,8 @@
 - A code is the argmax of the dot product between a latent and every codebook row, not the nearest row.
 - The forward value is the chosen row; the backward pass sees the softmax over all rows, so that every row learns.
 - An entropy term keeps single assignments certain and the use of the codebook even.
-- Tokens go through in blocks, whose logits are thrown away and made again for the backward pass: memory grows with
-  tokens plus codes, never with their product.
+- Tokens go through in blocks, whose logits are thrown away and made again for the backward pass: no tensor of tokens
+  by codes exists. What is kept for it is one flag for each block and code.
 - Where logits are peaked, a product in low precision finds the few codes that can matter; these are computed exactly.
 """
 
@@ -54,6 +54,12 @@ def _blocks(rows: slice, width: int, elements: int) -> list[slice]:
     return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
 
 
+def _chunks(logits: torch.Tensor) -> list[slice]:
+    """Parts of a block: for a CPU's cache; elsewhere all at once, since small kernels would cost more."""
+    elements = CHUNK_ELEMENTS if logits.device.type == "cpu" else logits.numel()
+    return _blocks(slice(0, len(logits)), logits.shape[1], elements)
+
+
 def token_blocks(num_tokens: int, num_codes: int) -> list[slice]:
     """Blocks of tokens whose logits are held at a time."""
     return _blocks(slice(0, num_tokens), num_codes, BLOCK_ELEMENTS)
@@ -78,8 +84,9 @@ def _product(tokens: torch.Tensor, table: torch.Tensor, buffer: torch.Tensor) ->
 class Screen:
     """Finds the codes that can matter to any token of a block: those whose logits may come within `reach` of the best.
 
-    Products in bfloat16, where the hardware has them, are several times faster. Rounding moves a logit by no more than
-    the product of both lengths times bfloat16's epsilon, and the reach grows by that, so that no code is missed.
+    Products in bfloat16, where the hardware has them, are several times faster. Rounding moves a logit by at most
+    one and a half times bfloat16's epsilon times both lengths, and the reach grows by more than twice that, so that no
+    code is missed.
     """
 
     def __init__(self, table: torch.Tensor, reach: float):
@@ -93,7 +100,7 @@ class Screen:
         if 2 * length.max() <= self.reach:
             return None
         logits = _product(tokens.to(self.table.dtype), self.table, buffer)
-        reach = self.reach + 2 * torch.finfo(logits.dtype).eps * length
+        reach = self.reach + 4 * torch.finfo(logits.dtype).eps * length
         logits.sub_((logits.amax(dim=-1, keepdim=True) - reach).to(logits.dtype))
         # Written so that a latent that is not a number notices every code.
         return _pays(~(logits.amax(dim=0) < 0))
@@ -111,7 +118,8 @@ def _pays(noticed: torch.BoolTensor) -> torch.LongTensor | None:
     return columns if 2 * len(columns) < len(noticed) else None
 
 
-def assign(tokens: torch.Tensor, table: torch.Tensor) -> torch.LongTensor:
+@torch.library.custom_op("ett::assign", mutates_args=())
+def assign(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """The code of each token `(N, D)` in a table `(K, D)`: the row with the largest dot product."""
     codes = tokens.new_empty(len(tokens), dtype=torch.long)
     screen, buffer = Screen(table, reach=0.0), _buffer(tokens, len(table))
@@ -121,6 +129,11 @@ def assign(tokens: torch.Tensor, table: torch.Tensor) -> torch.LongTensor:
         best = _product(tokens[rows], keys, buffer).argmax(dim=-1)
         codes[rows] = best if columns is None else columns[best]
     return codes
+
+
+@assign.register_fake
+def _(tokens, table):
+    return tokens.new_empty(len(tokens), dtype=torch.long)
 
 
 @torch.library.custom_op("ett::index_backpropagation", mutates_args=())
@@ -160,7 +173,7 @@ def index_backpropagation(
         logits.sub_(logits.amax(dim=-1, keepdim=True))
         best = logits.argmax(dim=-1)
         total = tokens.new_zeros(len(keys))
-        for chunk in _blocks(slice(0, len(logits)), len(keys), CHUNK_ELEMENTS):
+        for chunk in _chunks(logits):
             sharp = logits[chunk].div_(temperature)
             probabilities = sharp.softmax(dim=-1)
             total += probabilities.sum(dim=0)
@@ -179,8 +192,8 @@ def index_backpropagation(
 def _(tokens, table, logit_scale, temperature):
     num_tokens, num_codes = len(tokens), len(table)
     return (
-        torch.empty_like(tokens),
-        torch.empty_like(tokens),
+        tokens.new_empty(tokens.shape),
+        tokens.new_empty(tokens.shape),
         tokens.new_empty(num_tokens, dtype=torch.long),
         tokens.new_empty(num_tokens),
         tokens.new_empty(num_codes),
@@ -217,7 +230,7 @@ def index_backpropagation_backward(
         for rows in _blocks(block, 2 * len(keys), BLOCK_ELEMENTS):
             both = torch.cat([tokens[rows], logit_scale * grad_embeddings[rows]])
             logits, grad_logits = _product(both, keys, buffer).chunk(2)
-            for chunk in _blocks(slice(0, len(logits)), len(keys), CHUNK_ELEMENTS):
+            for chunk in _chunks(logits):
                 sharp, grad = logits[chunk], grad_logits[chunk]
                 sharp.sub_(sharp.amax(dim=-1, keepdim=True))
                 _through_softmax(grad, (logit_scale * sharp).softmax(dim=-1))

@@ -14,8 +14,8 @@ class BoardCallback(TensorBoardCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.is_world_process_zero:
-            lost = state.global_step + 1 if state.global_step else None
-            self.tb_writer = SummaryWriter(str(Path(args.output_dir) / FOLDER_NAME), purge_step=lost)
+            folder = str(Path(args.output_dir) / FOLDER_NAME)
+            self.tb_writer = SummaryWriter(folder, purge_step=state.global_step + 1)
         # Without the model, whose configuration transformers would write in a way that diffusers' lacks.
         super().on_train_begin(args, state, control, **kwargs)
 

@@ -2,10 +2,12 @@
 3.1). Encoder and decoder stay as they are.
 
 - A smaller codebook keeps the codes that the training data use most.
-- A larger one splits them: each becomes two that lie slightly apart on either side (Linde, Buzo and Gray 1980).
+- A larger one splits them: each becomes two that lie slightly apart on either side (Linde, Buzo and Gray 1980), across
+  its own direction: codes are chosen by dot product, and of two on one ray the longer would get every latent.
 """
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -31,9 +33,12 @@ def resize_codebook(tokenizer: IBQModel, size: int, counts: torch.Tensor, seed: 
     generator = torch.Generator().manual_seed(seed)
     while len(table) < size:
         split = most_used(counts, min(size - len(table), len(table)))
-        direction = torch.nn.functional.normalize(torch.randn(table[split].shape, generator=generator), dim=-1)
-        step = SPLIT_DISTANCE * table[split].norm(dim=-1, keepdim=True) * direction
-        table = torch.cat([table.index_add(0, split, step), table[split] - step])
+        codes = table[split]
+        unit = F.normalize(codes, dim=-1)
+        noise = torch.randn(codes.shape, generator=generator)
+        across = F.normalize(noise - (noise * unit).sum(dim=-1, keepdim=True) * unit, dim=-1)
+        step = SPLIT_DISTANCE * codes.norm(dim=-1, keepdim=True) * across
+        table = torch.cat([table.index_add(0, split, step), codes - step])
         halves = counts[split] // 2
         counts = torch.cat([counts.index_add(0, split, -halves), halves])
     resized = IBQModel.from_config(tokenizer.config, num_vq_embeddings=size)

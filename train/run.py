@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -266,10 +267,12 @@ def change_codebook(
     checkpoint's codes take the place of these."""
     section = recipe.model
     counts = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
-    if not is_resumed:
+    if not is_resumed and PartialState().is_main_process:
         counts = count_codes(
             tokenizer.to(args.device), dataset, section.codebook_pictures, args.train_batch_size, progress
         )
+    # All processes split the same codes.
+    counts = broadcast(counts.to(args.device)).cpu()
     return resize_codebook(tokenizer, section.codebook_size, counts, args.seed)
 
 

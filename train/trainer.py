@@ -260,8 +260,10 @@ class ETTTrainer(Trainer):
         loss = (hinge + self.args.lecam_weight * lecam) / self._accumulation_steps
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
+            # Accelerate's own clipping would unscale the generator's gradients, too, which still accumulate.
+            self.accelerator.unscale_gradients(self.discriminator_optimizer)
             limit = self.args.max_grad_norm or math.inf
-            norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), limit)
+            norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), limit)
             self._record("discriminator_grad_norm", norm)
             self.discriminator_optimizer.step()
             self.discriminator_optimizer.zero_grad()

@@ -168,7 +168,8 @@ def test_evaluate_reconstruction_compares_two_models_in_a_figure(run, photograph
         (["--model", "photos"], ["photos is not a model's folder"]),
         (["--compare", "ett-tokenizer", "ett-tokenizer"], ["Both models", "ett-tokenizer"]),
         (["--compare", "ett-tokenizer", "ett-chat", "--output", "result.json"], ["result.json", "suffix"]),
-        (["--compare", "ett-tokenizer", "ett-chat", "--model", "ett-chat"], ["--model and --compare"]),
+        (["--compare", "ett-tokenizer", "ett-chat", "--output", "figure.bmp"], ["figure.bmp", ".png, .pdf"]),
+        (["--compare", "ett-tokenizer", "ett-chat", "--model", "ett-chat", "--workers", "2"], ["--model, --workers"]),
     ],
 )
 def test_evaluate_reconstruction_says_what_is_wrong_before_it_measures(run, photographs, tmp_path, arguments, parts):

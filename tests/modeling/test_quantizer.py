@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from modeling_ett import quantizer_ibq
-from modeling_ett.quantizer_ibq import IBQQuantizer, index_backpropagation
+from modeling_ett.quantizer_ibq import IBQQuantizer, assign, index_backpropagation
 
 K, D = 13, 5
 
@@ -266,10 +266,13 @@ def test_no_tensor_of_tokens_by_codes_is_ever_allocated(monkeypatch):
     assert largest_allocation(lambda: quantizer(latents)) <= 2**17 * 4
 
 
-def test_the_operator_keeps_its_promises_to_autograd_and_to_the_compiler():
-    quantizer = make_quantizer()
-    tokens = make_latents().movedim(1, -1).reshape(-1, D).requires_grad_()
-    torch.library.opcheck(index_backpropagation, (tokens, quantizer.embedding.weight, 1.0, 0.01))
+@pytest.mark.parametrize("layout", ["contiguous", "a view of one picture"])
+def test_the_operators_keep_their_promises_to_autograd_and_to_the_compiler(layout):
+    table = make_quantizer().embedding.weight
+    tokens = make_latents()[:1].movedim(1, -1).flatten(0, 2)
+    tokens = (tokens.contiguous() if layout == "contiguous" else tokens).requires_grad_()
+    torch.library.opcheck(index_backpropagation, (tokens, table, 1.0, 0.01))
+    torch.library.opcheck(assign, (tokens, table))
 
 
 def test_it_compiles_without_a_break_and_gives_the_same():
@@ -279,6 +282,15 @@ def test_it_compiles_without_a_break_and_gives_the_same():
     ours = torch.autograd.grad(objective(**compiled(latents)), (latents, quantizer.embedding.weight))
     theirs = torch.autograd.grad(objective(**quantizer(latents)), (latents, quantizer.embedding.weight))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_inference_compiles_without_a_break_and_gives_the_same():
+    quantizer, latents = many_codes(PEAKS, torch.float32)
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        output, expected = compiled(latents, return_losses=False), quantizer(latents, return_losses=False)
+    assert torch.equal(output.codes, expected.codes)
+    assert torch.equal(output.embeddings, expected.embeddings)
 
 
 def test_gradient_checkpointing_changes_nothing():
