@@ -206,6 +206,18 @@ def test_an_interrupted_run_ends_with_exactly_the_same_file(measure, interrupt, 
     assert not state_of(tmp_path).exists()
 
 
+def test_a_run_interrupted_before_its_result_is_written_has_measured_everything(
+    measure, photographs, pictures_of, monkeypatch
+):
+    pictures, measured = pictures_of(photographs), []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data_sets, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        measure(pictures)
+    monkeypatch.setattr(data_sets, "encode_decode", lambda *arguments: measured.append(arguments))
+    assert measure(pictures)["metrics"]["images"] == 13
+    assert not measured
+
+
 def test_a_resumed_run_does_not_measure_again(measure, interrupt, photographs, pictures_of, monkeypatch):
     pictures = pictures_of(photographs)
     interrupt(pictures)
