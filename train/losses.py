@@ -1,17 +1,24 @@
 """Equation 1 of the paper: what a reconstruction costs, term by term."""
 
 import logging
+import pickle
 import warnings
 
 import lpips
 import torch
 from torch import nn
+from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
 from modeling_ett.quantizer_ibq import IBQQuantizerOutput
 
 logger = logging.getLogger(__name__)
 
 PERCEPTUAL_SEED = 0
+PERCEPTUAL_WEIGHTS = {
+    "vgg": VGG16_Weights.IMAGENET1K_V1,
+    "alex": AlexNet_Weights.IMAGENET1K_V1,
+    "squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1,
+}
 
 
 def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
@@ -23,32 +30,30 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
             are random, the same in every run.
 
     Raises:
-        OSError: The pretrained weights are neither cached nor within reach.
+        OSError: The pretrained weights are neither cached nor within reach, or their file holds something else.
     """
-    if pretrained:
-        try:
-            loss = _lpips(network, pnet_rand=False)
-        except OSError as error:
-            raise OSError(
-                f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once "
-                "with a network connection, put torchvision's weights into its cache, or set "
-                "perceptual_pretrained=false to compare random features instead."
-            ) from error
-    else:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # lpips asks torchvision for its networks in a way that torchvision deprecates.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        torch.manual_seed(PERCEPTUAL_SEED)
+        loss = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+    if not pretrained:
         logger.warning(
             "The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(PERCEPTUAL_SEED)
-            loss = _lpips(network, pnet_rand=True)
+        return loss.eval().requires_grad_(False)
+    try:
+        # lpips itself would unpickle whatever the file holds.
+        state = PERCEPTUAL_WEIGHTS[network].get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise OSError(
+            f"The pretrained {network} network of the perceptual loss could not be loaded ({error}). Run once "
+            "with a network connection, put torchvision's weights into its cache, or set "
+            "perceptual_pretrained=false to compare random features instead."
+        ) from error
+    # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers.
+    loss.net.load_state_dict({name: state[f"features.{name.partition('.')[2]}"] for name in loss.net.state_dict()})
     return loss.eval().requires_grad_(False)
-
-
-def _lpips(network: str, pnet_rand: bool) -> nn.Module:
-    with warnings.catch_warnings():
-        # lpips asks torchvision for its networks in a way that torchvision deprecates.
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        return lpips.LPIPS(net=network, pnet_rand=pnet_rand, verbose=False)
 
 
 def reconstruction_losses(

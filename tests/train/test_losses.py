@@ -1,13 +1,15 @@
 """The losses and the adversary, by hand."""
 
 import math
+import pathlib
 
 import pytest
 import torch
+import torchvision
 
 from modeling_ett.quantizer_ibq import IBQQuantizerOutput
 from train.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
-from train.losses import build_perceptual_loss, reconstruction_losses
+from train.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
 from train.trainer import codebook_statistics
 
 
@@ -76,6 +78,27 @@ def test_a_random_perceptual_network_is_the_same_in_every_run_and_leaves_the_ran
         states.append(torch.equal(torch.random.get_rng_state(), before))
     assert values[0] == values[1] != 0
     assert states == [True, True]
+
+
+@pytest.mark.parametrize("network", ["alex", "squeeze"])
+def test_pretrained_weights_come_from_torchvisions_file_in_its_cache(network, tmp_path, monkeypatch):
+    builders = {"alex": torchvision.models.alexnet, "squeeze": torchvision.models.squeezenet1_1}
+    features = builders[network]().features
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / PERCEPTUAL_WEIGHTS[network].url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, file)
+    first = build_perceptual_loss(network, pretrained=True).net.slice1[0]
+    assert torch.equal(first.weight, features[0].weight)
+
+
+def test_a_file_of_weights_that_holds_other_objects_is_not_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / PERCEPTUAL_WEIGHTS["squeeze"].url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save(pathlib.Path("object"), file)
+    with pytest.raises(OSError, match="squeeze network of the perceptual loss could not be loaded"):
+        build_perceptual_loss("squeeze", pretrained=True)
 
 
 def test_the_perceptual_network_is_frozen_and_passes_gradients_on():
