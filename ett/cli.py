@@ -200,7 +200,7 @@ def reconstruction(
 ):
     """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""
     evaluation = room("ett.evaluation")
-    data = (split, image_column, limit, image_size)
+    data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
     if compare:
         alone = ("model", "batch_size", "workers", "save_every", "resume")
         given = [name for name in alone if context.get_parameter_source(name).name == "COMMANDLINE"]
@@ -208,11 +208,18 @@ def reconstruction(
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"--compare names both of its models and takes no {options}; leave that out.")
         output = output or Path("comparison.png")
-        evaluation.compare_reconstructions(compare, dataset, output, *data)
+        evaluation.compare_reconstructions(compare, output, image_size, data)
     else:
         output = output or Path("reconstruction.json")
         result = evaluation.evaluate_reconstruction(
-            model, dataset, output, *data, batch_size, workers, save_every, resume
+            model,
+            output,
+            image_size,
+            data,
+            batch_size=batch_size,
+            workers=workers,
+            save_every=save_every,
+            resume=resume,
         )
         typer.echo(room("evaluation_ett").describe(result))
     typer.echo(f"Wrote {output}.")

@@ -10,19 +10,14 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tiff")
 
 
 def evaluate_reconstruction(
-    model: str,
-    dataset: str,
-    output: Path,
-    split: str | None = None,
-    image_column: str = "image",
-    limit: int | None = None,
-    image_size: int | None = None,
-    batch_size: int = 8,
-    workers: int = 0,
-    save_every: int = 500,
-    resume: bool = True,
+    model: str, output: Path, image_size: int | None, data: dict[str, Any], **options: Any
 ) -> dict[str, Any]:
-    """Measures a tokenizer, by itself or inside an ETT model, on a data set; see [`evaluation_ett.evaluate_data_set`].
+    """Measures a tokenizer, by itself or inside an ETT model, on a data set.
+
+    Args:
+        image_size: Side of the pictures, in pixels, by default as the model says.
+        data: Of [`evaluation_ett.Pictures`]: `path`, `split`, `image_column`, `limit`.
+        options: Of [`evaluation_ett.evaluate_data_set`].
 
     Raises:
         ValueError: The output cannot be written, the model or the data set cannot be used, or the size does not fit.
@@ -36,21 +31,13 @@ def evaluate_reconstruction(
     tokenizer, image_processor = load_tokenizer(model)
     evaluation = room("evaluation_ett")
     size = evaluation.choose_size(tokenizer, image_processor, image_size)
-    pictures = evaluation.Pictures(dataset, image_processor, size, split, image_column, limit)
-    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, batch_size, workers, save_every, resume)
+    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **data)
+    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, **options)
 
 
-def compare_reconstructions(
-    models: tuple[str, str],
-    dataset: str,
-    output: Path,
-    split: str | None = None,
-    image_column: str = "image",
-    limit: int | None = None,
-    image_size: int | None = None,
-):
-    """Draws what two tokenizers make of the same pictures, by default four, at the first one's size or `image_size`;
-    see [`evaluation_ett.draw_comparison`].
+def compare_reconstructions(models: tuple[str, str], output: Path, image_size: int | None, data: dict[str, Any]):
+    """Draws what two tokenizers make of the same pictures, `limit` of `data` or four, at the first one's size or
+    `image_size`; see [`evaluation_ett.draw_comparison`].
 
     Raises:
         ValueError: As for [`evaluate_reconstruction`], or both models are the same.
@@ -65,8 +52,10 @@ def compare_reconstructions(
     evaluation = room("evaluation_ett")
     size = evaluation.choose_size(before, image_processor, image_size)
     evaluation.choose_size(after, image_processor, image_size)
-    pictures = evaluation.Pictures(dataset, image_processor, size, split, image_column)
-    evaluation.draw_comparison(dict(zip(names, (before, after), strict=True)), pictures, output, limit or 4)
+    # Those that cannot be read are not counted among the pictures of a figure.
+    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **{**data, "limit": None})
+    tokenizers = dict(zip(names, (before, after), strict=True))
+    evaluation.draw_comparison(tokenizers, pictures, output, data["limit"] or 4)
 
 
 __all__ = ["compare_reconstructions", "evaluate_reconstruction"]

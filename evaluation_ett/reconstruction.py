@@ -59,7 +59,7 @@ def evaluate_reconstruction(
         for batch in batches(pictures, batch_size):
             originals = _stack(batch, tokenizer)
             codes, reconstructions = encode_decode(tokenizer, originals)
-            originals, reconstructions = originals.clamp(-1, 1), reconstructions.clamp(-1, 1)
+            originals = originals.clamp(-1, 1)
             measures.add(originals, reconstructions, codes)
             originals, reconstructions = (originals + 1) / 2, (reconstructions + 1) / 2
             shifts = (_border_colour(originals) - _border_colour(reconstructions)).abs().mean(dim=1)
