@@ -6,6 +6,8 @@ import torch
 
 from train import ETTCollator, ETTTrainer, train_only
 
+from .trainers import snapshot
+
 DECAY = 0.75
 
 
@@ -19,10 +21,6 @@ def make_trainer(make_vision_tokenizer, arguments, make_items):
         return ETTTrainer(model=model, args=args, train_dataset=make_items(8), data_collator=ETTCollator())
 
     return make
-
-
-def snapshot(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def assert_equal(ours, theirs):
