@@ -1,79 +1,25 @@
 """The `ett` command. It parses, prints and turns errors into sentences; the work is done in the rooms."""
 
-import functools
-import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import cli_training  # noqa: F401
+from .app import Resume, app, command
 from .rooms import room
-
-app = typer.Typer(
-    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe pictures, draw them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True)
 app.add_typer(evaluate, name="evaluate")
-
-_EXPECTED = (ValueError, OSError, ImportError)
-_RESUMABLE = ("demo", "train", "reconstruction")
-
-
-def _command(function: Callable, group: typer.Typer = app) -> Callable:
-    """Registers a command, of `ett` or of a group in it, whose errors are one sentence on stderr; the
-    traceback is for `ett --debug`."""
-
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            again = " Run the same command again to go on." if function.__name__ in _RESUMABLE else ""
-            typer.echo(f"Interrupted.{again}", err=True)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if _options["debug"]:
-                raise
-            sentence = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, _EXPECTED):
-                sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows where)"
-            typer.echo(f"ett: {sentence}", err=True)
-            raise typer.Exit(1) from None
-
-    return group.command()(run)
-
-
-_options = {"debug": False}
 
 Image = Annotated[str, typer.Argument(help="Image file.", show_default=False)]
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
-Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
 
 
-@app.callback()
-def _main(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all messages.")] = False,
-):
-    _options["debug"] = debug
-    if not debug:
-        # Read by the libraries when they are imported; warnings and bars would stand between a user and an answer.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        if context.invoked_subcommand != "push":
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-
-
-@_command
+@command(resumable=True)
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A few steps of every stage: shows that all works.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
@@ -84,27 +30,13 @@ def demo(
     room("ett.demo").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
 
 
-@_command
-def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where the model goes; else as the recipe says.")] = None,
-    resume: Resume = True,
-):
-    """Run one stage of training from a recipe."""
-    rooms = room("train")
-    folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
-    room("hub_cards").write_card(folder, rooms.read_record(folder))
-    typer.echo(f"Wrote {folder}.")
-
-
-@_command
+@command()
 def caption(image: Image, model: ChatModel = "ett-chat"):
     """Describe a picture."""
     typer.echo(room("ett.inference").caption(image, model))
 
 
-@_command
+@command()
 def ask(
     image: Image,
     question: Annotated[str, typer.Argument(help="Question about the picture.", show_default=False)],
@@ -114,7 +46,7 @@ def ask(
     typer.echo(room("ett.inference").ask(image, question, model))
 
 
-@_command
+@command()
 def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that draws.")] = "ett-gen",
@@ -139,7 +71,7 @@ def draw(
         typer.echo(f"Wrote {path} (seed {seed + number - 1}).")
 
 
-@_command
+@command()
 def reconstruct(
     image: Image,
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
@@ -158,7 +90,7 @@ def reconstruct(
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
 
 
-@functools.partial(_command, group=evaluate)
+@command(evaluate, resumable=True)
 def reconstruction(
     context: typer.Context,
     dataset: Annotated[
@@ -225,21 +157,7 @@ def reconstruction(
     typer.echo(f"Wrote {output}.")
 
 
-@_command
-def convert_tokenizer(
-    source: Annotated[Path, typer.Argument(help="A .ckpt of SEED-Voken, or a folder of Emu3.5.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    weights: Annotated[str, typer.Option(help="Of a .ckpt: ema, the moving average, or raw, as trained.")] = "ema",
-    discriminator: Annotated[
-        Path | None, typer.Option(help="Also write the discriminator, to go on training with.", show_default=False)
-    ] = None,
-):
-    """Turn a public IBQ checkpoint into a tokenizer's folder."""
-    conversion = room("train.conversion").convert_tokenizer(source, output, weights, discriminator)
-    typer.echo(f"Wrote {output}.\n{conversion.summary()}")
-
-
-@_command
+@command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],

@@ -12,9 +12,9 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
+from .data import FolderExamples, SceneExamples
 from .initialization import start_linear
 from .recipes import ModelSection, Recipe
-from .sources import FolderExamples, SceneExamples
 
 
 def build_model(

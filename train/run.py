@@ -24,12 +24,11 @@ from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
 from .codebook import count_codes, resize_codebook
-from .data import TASKS, ETTCollator, InMemoryDataset, PreparedDataset
+from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from .discriminator import PatchDiscriminator, load_discriminator
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
-from .sources import FolderExamples, SceneExamples
 from .trainer import ETTTrainer, newest_checkpoint, train_only
 
 logger = logging.getLogger(__name__)

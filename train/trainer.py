@@ -178,6 +178,10 @@ class ETTTrainer(Trainer):
 
     # Losses
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What is in a batch for reports alone does not reach the model."""
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "names"})
+
     def compute_loss(
         self,
         model: nn.Module,

@@ -117,7 +117,7 @@ def test_of_a_drawing_no_token_is_predicted_and_the_picture_comes_last(processor
 def test_of_text_alone_everything_is_predicted(processor):
     examples = SceneExamples("text", 0, "train", 1, questions_per_scene=0)
     item = PreparedDataset(examples, "text", processor)[0]
-    assert set(item) == {"input_ids", "labels"}
+    assert set(item) == {"name", "input_ids", "labels"}
     assert item["labels"] == item["input_ids"]
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
 
@@ -236,7 +236,7 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
     examples = FolderExamples(str(folder), "caption")
-    with caplog.at_level(logging.WARNING, logger="train.sources"):
+    with caplog.at_level(logging.WARNING, logger="train.data.sources"):
         read = [examples[index] for index in range(len(examples))]
     assert {image.mode for example in read for image in example["images"]} == {"RGB"}
     assert {len(example["images"]) for example in read} == {1}
@@ -362,7 +362,7 @@ def test_examples_of_several_pictures_keep_their_codes_together(processor, make_
 
 
 def test_the_collators_example_is_true():
-    results = doctest.testmod(train.data)
+    results = doctest.testmod(train.data.collator)
     assert results.attempted > 0 and results.failed == 0
 
 

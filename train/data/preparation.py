@@ -1,11 +1,6 @@
-"""From examples (`train/sources.py`) to batches of token ids, labels and pixels.
-
-- A task says how an example becomes a sequence, and which of its tokens are predicted.
-"""
+"""From examples to numbers: token ids, which of them are predicted, and pixels or codes."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,65 +10,8 @@ from tqdm.auto import tqdm
 
 from processing_ett import ETTImageProcessor, ETTProcessor
 
-IGNORED = -100
-Segments = list[tuple[str, bool]]
-
-
-# Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for pictures.
-
-
-def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """Text alone, all of it predicted; a conversation about it follows where there is one."""
-    text = example["text"] + processor.tokenizer.eos_token
-    if "messages" in example:
-        text += processor.apply_chat_template(example["messages"])
-    return [(text, True)]
-
-
-def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A picture and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
-    so a model describes pictures when asked to from the first stage on."""
-    request = [{"type": "image"}] * len(example["images"]) + [{"type": "text", "text": processor.caption_prompt}]
-    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": example["text"]}]
-    return chat_segments({"messages": messages}, processor)
-
-
-def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A conversation in the chat template; the assistant's turns are predicted, with the token that ends them."""
-    messages, end = example["messages"], processor.tokenizer.eos_token
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    before = processor.apply_chat_template([messages[:index] for index in turns], add_generation_prompt=True)
-    after = processor.apply_chat_template([messages[: index + 1] for index in turns])
-    segments: Segments = []
-    done = ""
-    for asked, answered in zip(before, after, strict=True):
-        answer = answered[len(asked) :]
-        kept = answer.rfind(end) + len(end) if end in answer else len(answer)
-        segments += [(asked[len(done) :], False), (answer[:kept], True), (answer[kept:], False)]
-        done = answered
-    return segments
-
-
-def drawing_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A prompt, then the picture, whose codes are predicted."""
-    return [(example["text"] + processor.image_token, False)]
-
-
-def no_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """Pictures alone."""
-    return []
-
-
-TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
-    "reconstruction": no_segments,
-    "text": text_segments,
-    "caption": caption_segments,
-    "chat": chat_segments,
-    "drawing": drawing_segments,
-}
-
-
-# Preparation: examples to numbers.
+from .collator import IGNORED, to_unit_range
+from .tasks import TASKS, Segments
 
 
 def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -139,7 +77,7 @@ class PreparedDataset(Dataset):
         example = self.examples[index]
         if self.prompt_dropout and np.random.default_rng((self.seed, index)).random() < self.prompt_dropout:
             example = {**example, "text": ""}
-        prepared: dict[str, Any] = {}
+        prepared: dict[str, Any] = {"name": example["name"]} if "name" in example else {}
         if self.task != "reconstruction":
             prepared |= self._branches(example) if self.independent_turns else self._tokens(example)
             self._check_length(prepared)
@@ -240,76 +178,4 @@ def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Modul
         item["image_codes"] = own
 
 
-def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels in 0..255 to floats in `[-1, 1]`."""
-    return pixels.float() / 127.5 - 1
-
-
-PADDING_BRANCH = -1
-
-
-def branch_layout(branches: torch.LongTensor) -> tuple[torch.BoolTensor, torch.LongTensor]:
-    """Who sees whom, `(batch_size, 1, length, length)`, and positions `(batch_size, length)`, for sequences whose
-    branches `(batch_size, length)` number the turns behind a shared part 0: a token sees the shared part and its own
-    branch, up to itself, and each branch goes on where the shared part ends.
-
-    >>> mask, positions = branch_layout(torch.tensor([[0, 0, 1, 1, 2]]))
-    >>> positions.tolist()
-    [[0, 1, 2, 3, 2]]
-    >>> mask[0, 0, 4].tolist()
-    [True, True, False, False, True]
-    """
-    sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-    sees &= torch.ones(branches.shape[1], branches.shape[1], dtype=torch.bool).tril()
-    return sees[:, None], sees.sum(dim=-1) - 1
-
-
-@dataclass
-class ETTCollator:
-    """Prepared examples to a batch, padded on the right.
-
-    `input_ids`, `attention_mask` `(batch_size, length)`; `labels` of the same shape, left out for drawing;
-    `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing from codes
-    also `code_labels`.
-
-    >>> items = [{"input_ids": [7, 8], "labels": [-100, 8]}, {"input_ids": [9], "labels": [9]}]
-    >>> batch = ETTCollator(pad_token_id=0)(items)
-    >>> batch["input_ids"].tolist(), batch["labels"].tolist()
-    ([[7, 8], [9, 0]], [[-100, 8], [9, -100]])
-    """
-
-    pad_token_id: int = 0
-    is_drawing: bool = False
-
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {}
-        if "input_ids" in items[0]:
-            batch["input_ids"] = self._pad([item["input_ids"] for item in items], self.pad_token_id)
-            batch["attention_mask"] = self._pad([[1] * len(item["input_ids"]) for item in items], 0)
-            if not self.is_drawing:
-                batch["labels"] = self._pad([item["labels"] for item in items], IGNORED)
-        if "branches" in items[0]:
-            branches = self._pad([item["branches"] for item in items], PADDING_BRANCH)
-            batch["attention_mask"], batch["position_ids"] = branch_layout(branches)
-        pixels = [item["pixel_values"] for item in items if "pixel_values" in item]
-        codes = [item["image_codes"] for item in items if "image_codes" in item]
-        if pixels:
-            batch["pixel_values"] = to_unit_range(torch.cat(pixels))
-        if codes:
-            batch["image_codes"] = torch.cat(codes)
-            if self.is_drawing:
-                batch["code_labels"] = batch["image_codes"]
-        return batch
-
-    @staticmethod
-    def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
-        length = max(map(len, rows))
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
-
-
-__all__ = [
-    "TASKS",
-    "ETTCollator",
-    "InMemoryDataset",
-    "PreparedDataset",
-]
+__all__ = ["InMemoryDataset", "PreparedDataset", "replace_pixels"]

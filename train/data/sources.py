@@ -1,6 +1,6 @@
 """Where examples come from: the embedded scenes, or the user's own pictures.
 
-An *example* is a dict: `images` (a list of pictures) and, by task, `text` or `messages`.
+An *example* is a dict: `name` (for reports), `images` (a list of pictures) and, by task, `text` or `messages`.
 """
 
 import itertools
@@ -52,13 +52,14 @@ class SceneExamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, index))
         scene = self.scenes[index]
+        name = f"scene {index}"
         if self.task == "drawing":
             # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
             if rng.random() < 0.75 and scene.text is None:
-                return {"images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
+                return {"name": name, "images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
-            return {"images": [scene.render()], "text": prompt.text}
-        example = {"images": [] if self.task == "text" else [scene.render()]}
+            return {"name": name, "images": [scene.render()], "text": prompt.text}
+        example = {"name": name, "images": [] if self.task == "text" else [scene.render()]}
         if self.task in ("text", "caption"):
             example["text"] = scenes_ett.caption(scene, rng)
         if self.task in ("text", "chat") and self.questions_per_scene:
@@ -131,11 +132,12 @@ class FolderExamples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for offset in range(len(self)):
-            row = self.rows[(index + offset) % len(self)]
+            number = (index + offset) % len(self)
+            row = self.rows[number]
+            name = picture_name(row.get(self.image_column), number)
             try:
-                return self._example(row)
+                return {"name": name, **self._example(row)}
             except ImageError as error:
-                name = picture_name(row[self.image_column], (index + offset) % len(self))
                 if name not in self.skipped:
                     self.skipped[name] = str(error)
                     logger.warning("Skipped picture %d: %s (%s)", len(self.skipped), name, error)

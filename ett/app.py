@@ -1,0 +1,69 @@
+"""The `ett` command's frame: a command's errors are one sentence, its libraries are quiet."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe pictures, draw them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
+
+_EXPECTED = (ValueError, OSError, ImportError)
+_options = {"debug": False}
+
+
+def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Callable], Callable]:
+    """Registers a command, of `ett` or of a group in it, whose errors are one sentence on stderr; the traceback is for
+    `ett --debug`.
+
+    Args:
+        resumable (`bool`): Whether the same command again goes on where it was interrupted.
+    """
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except KeyboardInterrupt:
+                again = " Run the same command again to go on." if resumable else ""
+                typer.echo(f"Interrupted.{again}", err=True)
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if _options["debug"]:
+                    raise
+                sentence = " ".join(str(error).split()) or type(error).__name__
+                if not isinstance(error, _EXPECTED):
+                    sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows where)"
+                typer.echo(f"ett: {sentence}", err=True)
+                raise typer.Exit(1) from None
+
+        return group.command()(run)
+
+    return register
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all messages.")] = False,
+):
+    _options["debug"] = debug
+    if not debug:
+        # Read by the libraries when they are imported; warnings and bars would stand between a user and an answer.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        if context.invoked_subcommand != "push":
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+__all__ = ["Resume", "app", "command"]

@@ -1,0 +1,62 @@
+"""Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+from processing_ett import ETTProcessor
+
+Segments = list[tuple[str, bool]]
+
+
+def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """Text alone, all of it predicted; a conversation about it follows where there is one."""
+    text = example["text"] + processor.tokenizer.eos_token
+    if "messages" in example:
+        text += processor.apply_chat_template(example["messages"])
+    return [(text, True)]
+
+
+def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A picture and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
+    so a model describes pictures when asked to from the first stage on."""
+    request = [{"type": "image"}] * len(example["images"]) + [{"type": "text", "text": processor.caption_prompt}]
+    messages = [{"role": "user", "content": request}, {"role": "assistant", "content": example["text"]}]
+    return chat_segments({"messages": messages}, processor)
+
+
+def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A conversation in the chat template; the assistant's turns are predicted, with the token that ends them."""
+    messages, end = example["messages"], processor.tokenizer.eos_token
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    before = processor.apply_chat_template([messages[:index] for index in turns], add_generation_prompt=True)
+    after = processor.apply_chat_template([messages[: index + 1] for index in turns])
+    segments: Segments = []
+    done = ""
+    for asked, answered in zip(before, after, strict=True):
+        answer = answered[len(asked) :]
+        kept = answer.rfind(end) + len(end) if end in answer else len(answer)
+        segments += [(asked[len(done) :], False), (answer[:kept], True), (answer[kept:], False)]
+        done = answered
+    return segments
+
+
+def drawing_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """A prompt, then the picture, whose codes are predicted."""
+    return [(example["text"] + processor.image_token, False)]
+
+
+def no_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
+    """Pictures alone."""
+    return []
+
+
+TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
+    "reconstruction": no_segments,
+    "text": text_segments,
+    "caption": caption_segments,
+    "chat": chat_segments,
+    "drawing": drawing_segments,
+}
+
+
+__all__ = ["TASKS", "Segments"]
