@@ -14,7 +14,7 @@ from transformers import pipeline
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from ett import cli, inference
+from ett import cli, cli_training, inference
 from ett.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,12 @@ def run(models, monkeypatch, tmp_path):
 @pytest.fixture
 def fake_room(monkeypatch):
     """Puts a stand-in where the command line looks rooms up."""
-    return lambda **functions: monkeypatch.setattr(cli, "room", lambda name: SimpleNamespace(**functions))
+
+    def replace(**functions):
+        for commands in (cli, cli_training):
+            monkeypatch.setattr(commands, "room", lambda name: SimpleNamespace(**functions))
+
+    return replace
 
 
 def raiser(error):

@@ -137,7 +137,7 @@ def test_of_a_reconstruction_there_are_pixels_only(processor):
         SceneExamples("reconstruction", 0, "train", 1), "reconstruction", processor.image_processor
     )[0]
     expected = np.asarray(scenes_ett.Scenes(0, "train")[0].render()).transpose(2, 0, 1)
-    assert set(item) == {"pixel_values"}
+    assert set(item) == {"name", "pixel_values"}
     assert np.array_equal(item["pixel_values"][0].numpy(), expected)
 
 
@@ -274,7 +274,7 @@ def test_a_folder_of_pictures_goes_all_the_way_to_a_batch(folder, processor):
 
 def test_pictures_alone_need_no_metadata(folder):
     (folder / "metadata.jsonl").unlink()
-    assert set(FolderExamples(str(folder), "reconstruction")[0]) == {"images"}
+    assert set(FolderExamples(str(folder), "reconstruction")[0]) == {"name", "images"}
 
 
 def test_captions_without_metadata_are_an_error_that_shows_a_line_of_it(folder):
