@@ -19,6 +19,7 @@ from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
+from .scoring_head import ScoringHead
 
 
 @dataclass
@@ -45,9 +46,10 @@ class ETTCausalLMOutputWithPast(ModelOutput):
     Args:
         loss (`torch.Tensor` of shape `()`): Sum of the caption loss (where `labels` were given) and the code loss
             (where `code_labels` were).
-        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens.
+        logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens; not where
+            `skip_logits` holds.
         code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
-            order; given with `code_labels`.
+            order; given with `code_labels`, but not where `skip_logits` holds.
         reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
             clamped.
         past_key_values, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
@@ -254,9 +256,9 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         super().__init__(config)
         self.model = ETTModel(config)
         hidden_size = config.text_config.hidden_size
-        self.lm_head = nn.Linear(hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = ScoringHead(hidden_size, config.text_config.vocab_size)
         if config.visual_head:
-            self.visual_head = nn.Linear(hidden_size, self.model.vision_tokenizer.config.num_vq_embeddings, bias=False)
+            self.visual_head = ScoringHead(hidden_size, self.model.vision_tokenizer.config.num_vq_embeddings)
         embeddings = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
@@ -306,6 +308,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module):
+        if not isinstance(value, ScoringHead):
+            # Resizing makes a plain layer.
+            weight, (num_tokens, hidden_size) = value.weight, value.weight.shape
+            value = ScoringHead(hidden_size, num_tokens, device="meta")
+            value.weight = weight
         self.lm_head = value
 
     def forward(
@@ -323,6 +330,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         return_reconstruction: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs,
     ) -> ETTCausalLMOutputWithPast:
         """
@@ -334,6 +342,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
             num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.
+            skip_logits (`bool`): Compute the losses of labels alone, without the scores of all positions; by default
+                in training.
 
         The rest is as in [`ETTModel`].
         """
@@ -350,23 +360,20 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         )
         hidden_states = outputs.last_hidden_state
         losses, logits, code_logits, reconstruction = [], None, None, None
-        if code_labels is None or labels is not None:
+        has_labels = labels is not None or code_labels is not None
+        if skip_logits is None:
+            skip_logits = self.training and has_labels
+        if not skip_logits and (code_labels is None or labels is not None):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
-            losses.append(
-                self.loss_function(
-                    logits=logits,
-                    labels=labels,
-                    vocab_size=self.config.text_config.vocab_size,
-                    num_items_in_batch=num_items_in_batch,
-                )
-            )
+            losses.append(self._loss(self.lm_head, hidden_states[:, :-1], labels[:, 1:], num_items_in_batch))
         if code_labels is not None:
-            code_logits = self.score_codes(hidden_states, input_ids)
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            code_loss = F.cross_entropy(code_logits.float(), code_labels.flatten(), reduction=reduction)
-            losses.append(code_loss if num_items_in_batch is None else code_loss / num_items_in_batch)
+            self.require_visual_head()
+            before_codes = self._before_codes(hidden_states, input_ids)
+            if not skip_logits:
+                code_logits = self.visual_head(before_codes)
+            losses.append(self._loss(self.visual_head, before_codes, code_labels.flatten(), num_items_in_batch))
         if return_reconstruction:
             if outputs.quantized is None:
                 raise ValueError("A reconstruction was asked for without pixel_values.")
@@ -385,11 +392,18 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             quantized=outputs.quantized,
         )
 
-    def score_codes(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Scores `(num_codes_in_batch, K)` of the code at each placeholder, from the hidden state before it."""
-        self.require_visual_head()
-        before_placeholder = input_ids[:, 1:] == self.config.image_token_id
-        return self.visual_head(hidden_states[:, :-1][before_placeholder])
+    @staticmethod
+    def _loss(
+        head: ScoringHead, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Cross-entropy of labels, as a mean over them or over `num_items`."""
+        if num_items is None:
+            num_items = (labels != -100).sum().clamp(min=1)
+        return head(hidden_states, labels) / num_items
+
+    def _before_codes(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Hidden states `(num_codes_in_batch, C)` before each placeholder, from which its code is predicted."""
+        return hidden_states[:, :-1][input_ids[:, 1:] == self.config.image_token_id]
 
     def prepare_inputs_for_generation(
         self,
