@@ -1,7 +1,9 @@
 """Settings of the one trainer: those of transformers, and the joint objective's."""
 
+import os
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -10,6 +12,9 @@ class ETTTrainingArguments(TrainingArguments):
     """
     [`~transformers.TrainingArguments`] with the paper's joint objective. Changed defaults: Adam without weight decay,
     cosine schedule with 3% warm-up (section 4.1), columns are kept.
+
+    Parameters that control the size of a step:
+        global_batch_size.
 
     Parameters that control the joint objective (equations 1 and 3):
         alpha, squared_error_weight, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.
@@ -32,6 +37,11 @@ class ETTTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "Warm-up, in steps or, below 1, as a share of all."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs every column."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and inf in logged losses."})
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Examples a step on all devices together; gradient accumulation follows from it."},
+    )
 
     alpha: float = field(
         default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."}
@@ -80,6 +90,17 @@ class ETTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.global_batch_size is not None:
+            # Before transformers' own checks, which hand the accumulation on to DeepSpeed.
+            steps = accumulation_steps(
+                self.global_batch_size, self.per_device_train_batch_size, self._number_of_devices()
+            )
+            if self.gradient_accumulation_steps not in (1, steps):
+                raise ValueError(
+                    f"gradient_accumulation_steps is {self.gradient_accumulation_steps}, but {steps} follows from "
+                    f"global_batch_size={self.global_batch_size}; remove the former, or set the latter to null."
+                )
+            self.gradient_accumulation_steps = steps
         super().__post_init__()
         if self.perceptual_network not in ("vgg", "alex", "squeeze"):
             raise ValueError(f"perceptual_network is {self.perceptual_network!r}; expected vgg, alex or squeeze.")
@@ -93,5 +114,28 @@ class ETTTrainingArguments(TrainingArguments):
         if self.sheet_steps < 0:
             raise ValueError(f"sheet_steps is {self.sheet_steps}; expected a number of steps, or 0 for none.")
 
+    def _number_of_devices(self) -> int:
+        """Devices that share a step. One process alone takes all the GPUs that it sees."""
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        return processes if processes > 1 or self.use_cpu else max(1, torch.cuda.device_count())
 
-__all__ = ["ETTTrainingArguments"]
+
+def accumulation_steps(global_batch_size: int, per_device_batch_size: int, devices: int) -> int:
+    """Batches of each device in one step of the optimizer.
+
+    Raises:
+        ValueError: The devices' batches do not divide the global one.
+
+    >>> accumulation_steps(1024, 16, 8)
+    8
+    """
+    at_once = per_device_batch_size * devices
+    if global_batch_size < 1 or global_batch_size % at_once:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} is no multiple of {at_once}, the examples that {devices} devices "
+            f"with per_device_train_batch_size={per_device_batch_size} take at once; change one of the two."
+        )
+    return global_batch_size // at_once
+
+
+__all__ = ["ETTTrainingArguments", "accumulation_steps"]

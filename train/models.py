@@ -1,5 +1,6 @@
 """The models that training starts from: of a folder or the Hub, or new ones from a recipe's fields."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 from .data import FolderExamples, SceneExamples
 from .initialization import start_linear
-from .recipes import ModelSection, Recipe
+from .recipes import ModelSection, Recipe, suggestion
 
 
 def build_model(
@@ -111,9 +112,20 @@ def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
 
 
 def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
-    """A new small causal language model with the tokenizer's vocabulary."""
+    """A new small causal language model with the tokenizer's vocabulary.
+
+    Raises:
+        ValueError: Its kind or a field is unknown.
+    """
     fields = dict(fields)
     model_type = fields.pop("model_type", "qwen2")
+    # A configuration would keep an unknown field without a word.
+    known = [item.name for item in dataclasses.fields(AutoConfig.for_model(model_type))]
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"The recipe has an unknown field 'model.language_model.{name}'.{suggestion(name, known)}"
+            )
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),

@@ -105,14 +105,15 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """
     Args:
         name: One of [`available_recipes`], or a YAML file.
-        overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`.
+        overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
+            list goes by its number, counted from 0: `data.filters.0.min_side=256`.
 
     Raises:
         ValueError: Recipe or field is unknown (with a suggestion), or a value does not parse.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"There is no recipe '{name}'.{_suggest(name, available_recipes())} Or give a YAML file.")
+        raise ValueError(f"There is no recipe '{name}'.{suggestion(name, available_recipes())} Or give a YAML file.")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -127,20 +128,39 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"The value of the override '{override}' is no YAML: {error}") from error
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise ValueError(f"The override '{override}' goes into '{section}', which is no section.")
-        target[last] = value
+        _set(values, key, value)
     recipe = _build(Recipe, values, "")
     for key in recipe.training:
         if key not in TRAINING_FIELDS:
-            raise ValueError(f"The recipe has an unknown field 'training.{key}'.{_suggest(key, TRAINING_FIELDS)}")
+            raise ValueError(f"The recipe has an unknown field 'training.{key}'.{suggestion(key, TRAINING_FIELDS)}")
     # YAML reads 1e-4, which has no dot, as text.
     recipe.training = {key: _number(value) for key, value in recipe.training.items()}
     return recipe
+
+
+def _set(values: dict[str, Any], path: str, value: Any):
+    """Puts a value where the path leads. Sections on the way are made; items of a list have to be there."""
+    *sections, last = path.split(".")
+    target: Any = values
+    for section in sections:
+        if isinstance(target, dict):
+            # A section that a recipe leaves empty is null.
+            if target.get(section) is None:
+                target[section] = {}
+            target = target[section]
+        else:
+            target = target[_item(target, section, path)]
+        if not isinstance(target, (dict, list)):
+            raise ValueError(f"The override of '{path}' goes into '{section}', which is no section.")
+    target[last if isinstance(target, dict) else _item(target, last, path)] = value
+
+
+def _item(items: list[Any], number: str, path: str) -> int:
+    if not number.isdecimal() or int(number) >= len(items):
+        raise ValueError(
+            f"The override of '{path}' goes into a list of {len(items)} items as '{number}'; count them from 0."
+        )
+    return int(number)
 
 
 def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
@@ -148,7 +168,7 @@ def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     built = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{_suggest(key, list(known))}")
+            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(key, list(known))}")
         default = known[key].default_factory
         if isinstance(default, type) and is_dataclass(default):
             if not isinstance(value, dict):
@@ -158,7 +178,8 @@ def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     return section_class(**built)
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def suggestion(name: str, known: list[str]) -> str:
+    """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
 
@@ -174,4 +195,4 @@ def _number(value: Any) -> Any:
     return value
 
 
-__all__ = ["DataSection", "ModelSection", "Recipe", "available_recipes", "load_recipe"]
+__all__ = ["DataSection", "ModelSection", "Recipe", "available_recipes", "load_recipe", "suggestion"]

@@ -3,6 +3,7 @@
 import pytest
 
 from train import ETTTrainingArguments, available_recipes, load_recipe
+from train.arguments import accumulation_steps
 from train.data import TASKS
 from train.trainer import PARTS
 
@@ -118,6 +119,20 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["alpha"] == 0.25
 
 
+def test_overrides_make_sections_that_a_recipe_leaves_empty(recipe_file):
+    recipe = load_recipe(
+        recipe_file("training: {part_learning_rates: }"), ["training.part_learning_rates.projector=1"]
+    )
+    assert recipe.training["part_learning_rates"] == {"projector": 1}
+
+
+def test_overrides_reach_the_items_of_a_list(recipe_file):
+    path = recipe_file("model: {vision_tokenizer: {blocks: [{width: 1}, {width: 2}]}}\ntrain: [projector]")
+    recipe = load_recipe(path, ["model.vision_tokenizer.blocks.1.width=3", "train.0=language_model"])
+    assert recipe.model.vision_tokenizer == {"blocks": [{"width": 1}, {"width": 3}]}
+    assert recipe.train == ["language_model"]
+
+
 def test_the_value_of_an_override_may_hold_an_equals_sign():
     assert load_recipe("stage2_semantic", ["title=a=b"]).title == "a=b"
 
@@ -130,9 +145,42 @@ def test_the_value_of_an_override_may_hold_an_equals_sign():
         ("trainig.alpha=1", "unknown field 'trainig'. Did you mean 'training'?"),
         ("task.name=chat", "goes into 'task', which is no section"),
         ("train=[a", "is no YAML"),
+        ("train.7=projector", "goes into a list of 3 items as '7'; count them from 0"),
+        ("train.last=projector", "goes into a list of 3 items as 'last'; count them from 0"),
     ],
 )
 def test_what_is_wrong_in_an_override_is_named(override, message):
     with pytest.raises(ValueError) as caught:
         load_recipe("stage2_semantic", [override])
     assert message in str(caught.value)
+
+
+# The size of a step
+
+
+@pytest.mark.parametrize(("per_device", "devices", "steps"), [(16, 64, 1), (16, 8, 8), (4, 1, 256)])
+def test_accumulation_follows_from_the_global_batch(per_device, devices, steps):
+    assert accumulation_steps(1024, per_device, devices) == steps
+
+
+def test_training_accumulates_to_the_global_batch(arguments):
+    args = arguments(global_batch_size=6, per_device_train_batch_size=2)
+    assert args.gradient_accumulation_steps == 3
+
+
+def test_the_papers_batches_can_be_kept_on_one_node_and_on_one_device():
+    for name, batch in [("tokenizer", 256), ("stage1_alignment", 1024), ("stage3_gen", 1024)]:
+        training = load_recipe(name).training
+        assert training["global_batch_size"] == batch
+        for devices in (1, 8, 64):
+            assert accumulation_steps(batch, training["per_device_train_batch_size"], devices) >= 1
+
+
+def test_a_global_batch_that_the_devices_do_not_divide_is_an_error(arguments):
+    with pytest.raises(ValueError, match="global_batch_size=10 is no multiple of 4, the examples that 1 devices"):
+        arguments(global_batch_size=10, per_device_train_batch_size=4)
+
+
+def test_a_global_batch_beside_another_accumulation_is_an_error(arguments):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps is 3, but 2 follows from global_batch_size=4"):
+        arguments(global_batch_size=4, gradient_accumulation_steps=3)

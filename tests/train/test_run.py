@@ -19,6 +19,7 @@ TINY = [
     "data.in_memory=true",
     "model.image_size=16",
     "training.max_steps=2",
+    "training.global_batch_size=2",
     "training.per_device_train_batch_size=2",
     "training.logging_steps=1",
     "training.save_steps=2",
