@@ -6,8 +6,9 @@ import http.client
 import io
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -42,22 +43,42 @@ def load_image(source: str | Path | bytes | Image.Image, max_image_pixels: int =
     Raises:
         ImageError: The file is missing, empty, no picture, of another format, corrupt, truncated or too large.
     """
+    return _opened(source, _decode, max_image_pixels)
+
+
+def read_image_size(
+    source: str | Path | bytes | Image.Image, max_image_pixels: int = MAX_IMAGE_PIXELS
+) -> tuple[int, int]:
+    """
+    Width and height of a picture that nobody vouches for, from its header: as stored, without its EXIF orientation.
+
+    Args and errors are those of [`load_image`], but what is corrupt behind the header goes unnoticed.
+    """
+    return _opened(source, _checked_size, max_image_pixels)
+
+
+def _opened(
+    source: str | Path | bytes | Image.Image, read: Callable[[Image.Image, str, int], Any], max_image_pixels: int
+) -> Any:
+    """What `read` makes of the opened picture, its name and the limit; no more than the header is read before."""
     if isinstance(source, Image.Image):
-        return _decode(source, "the picture", max_image_pixels)
+        return read(source, "the picture", max_image_pixels)
     if isinstance(source, bytes):
-        return _open(io.BytesIO(source), "the picture", max_image_pixels)
+        return _open(io.BytesIO(source), "the picture", read, max_image_pixels)
     path = Path(source)
     if not path.is_file():
         raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"'{path}' is empty; expected an image file.")
-    return _open(path, f"'{path}'", max_image_pixels)
+    return _open(path, f"'{path}'", read, max_image_pixels)
 
 
-def _open(file: Path | io.BytesIO, name: str, max_image_pixels: int) -> Image.Image:
+def _open(
+    file: Path | io.BytesIO, name: str, read: Callable[[Image.Image, str, int], Any], max_image_pixels: int
+) -> Any:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of a large picture here; `_decode` refuses it.
+            # Pillow warns of a large picture here; `_checked_size` refuses it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -70,10 +91,10 @@ def _open(file: Path | io.BytesIO, name: str, max_image_pixels: int) -> Image.Im
     except Exception as error:  # Pillow's parsers raise almost any type on hostile bytes.
         raise ImageError(f"{name} cannot be opened as an image ({error}).") from error
     with picture:
-        return _decode(picture, name, max_image_pixels)
+        return read(picture, name, max_image_pixels)
 
 
-def _decode(picture: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
+def _checked_size(picture: Image.Image, name: str, max_image_pixels: int) -> tuple[int, int]:
     width, height = picture.size
     if 0 in (width, height):
         raise ImageError(f"{name} has no pixels: it is {width} wide and {height} high.")
@@ -82,6 +103,11 @@ def _decode(picture: Image.Image, name: str, max_image_pixels: int) -> Image.Ima
             f"{name} is too large: {width} x {height} is more than max_image_pixels={max_image_pixels} pixels. "
             "Make it smaller, or raise the limit if you trust it."
         )
+    return width, height
+
+
+def _decode(picture: Image.Image, name: str, max_image_pixels: int) -> Image.Image:
+    _checked_size(picture, name, max_image_pixels)
     try:
         return _to_rgb(ImageOps.exif_transpose(picture))
     except ImageError as error:
@@ -181,13 +207,13 @@ class ETTImageProcessor(PilBackend):
                     content = response.read()
             except (OSError, http.client.HTTPException) as error:
                 raise ImageError(f"'{images}' cannot be fetched ({error}).") from error
-            return _open(io.BytesIO(content), f"'{images}'", self.max_image_pixels)
+            return _open(io.BytesIO(content), f"'{images}'", _decode, self.max_image_pixels)
         if isinstance(images, str) and images.startswith("data:image/"):
             try:
                 content = base64.b64decode(images.partition(",")[2], validate=True)
             except binascii.Error as error:
                 raise ImageError(f"The data URL of a picture is not valid base64 ({error}).") from error
-            return _open(io.BytesIO(content), "the picture in a data URL", self.max_image_pixels)
+            return _open(io.BytesIO(content), "the picture in a data URL", _decode, self.max_image_pixels)
         if isinstance(images, (str, Path)):
             return load_image(images, self.max_image_pixels)
         return super().fetch_images(images)
@@ -225,4 +251,4 @@ class ETTImageProcessor(PilBackend):
         return [Image.fromarray(picture.numpy()) for picture in levels.permute(0, 2, 3, 1).contiguous()]
 
 
-__all__ = ["FORMATS", "MAX_IMAGE_PIXELS", "ETTImageProcessor", "ImageError", "load_image"]
+__all__ = ["FORMATS", "MAX_IMAGE_PIXELS", "ETTImageProcessor", "ImageError", "load_image", "read_image_size"]

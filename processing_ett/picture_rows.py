@@ -8,7 +8,7 @@ import datasets
 import pyarrow
 from PIL import Image
 
-from .image_processing_ett import load_image
+from .image_processing_ett import load_image, read_image_size
 
 
 def load_rows(
@@ -75,8 +75,21 @@ def open_pictures(cell: Any) -> list[Image.Image]:
     Raises:
         ImageError: A picture cannot be read.
     """
+    return [load_image(source) for source in _sources(cell)]
+
+
+def picture_sizes(cell: Any) -> list[tuple[int, int]]:
+    """Width and height of each picture of such a cell, of which no more than the headers is read.
+
+    Raises:
+        ImageError: A header cannot be read.
+    """
+    return [read_image_size(source) for source in _sources(cell)]
+
+
+def _sources(cell: Any) -> list[bytes | str]:
     pictures = cell if isinstance(cell, list) else [cell] if cell is not None else []
-    return [load_image(picture["bytes"] or picture["path"]) for picture in pictures]
+    return [picture["bytes"] or picture["path"] for picture in pictures]
 
 
 def picture_name(cell: Any, number: int) -> str:
@@ -84,4 +97,4 @@ def picture_name(cell: Any, number: int) -> str:
     return str((isinstance(cell, dict) and cell["path"]) or f"row {number}")
 
 
-__all__ = ["load_rows", "open_pictures", "picture_name"]
+__all__ = ["load_rows", "open_pictures", "picture_name", "picture_sizes"]

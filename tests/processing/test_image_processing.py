@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from processing_ett import ETTImageProcessor, ImageError, load_image
+from processing_ett.image_processing_ett import read_image_size
 
 RED = (255, 0, 0)
 
@@ -319,6 +320,22 @@ def test_bomb_that_pillow_itself_refuses(tmp_path):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="likely decompression bomb; expected at most 89478485 pixels"):
         load_image(tmp_path / "bomb.png")
+
+
+def test_size_is_read_of_the_header_alone(tmp_path):
+    Image.new("RGB", (300, 200)).save(tmp_path / "whole.jpg", quality=95)
+    content = (tmp_path / "whole.jpg").read_bytes()
+    assert read_image_size(content[:700]) == (300, 200)
+    with pytest.raises(ImageError, match="corrupt or truncated"):
+        load_image(content[:700])
+
+
+def test_size_of_what_is_too_large_or_no_picture_is_refused(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="10000 x 10000 is more than max_image_pixels=89478485"):
+        read_image_size(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="is not an image in a format that is read here"):
+        read_image_size(b"no picture")
 
 
 def test_limit_can_be_set_on_the_image_processor():

@@ -1,0 +1,268 @@
+"""Filters: what decides whether a row of a data set is learned from.
+
+The paper chooses pictures to draw from by resolution and by the LAION aesthetic score (sections 3.3 and 4.1); aspect
+ratio, length of captions and near duplicates are the usual company. A picture that cannot be read is kept: to skip,
+count and name it is the reader's part.
+"""
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from processing_ett import ImageError
+from processing_ett.picture_rows import open_pictures, picture_sizes
+
+from ..recipes import suggestion
+from .aesthetics import CLIP_NAME, HEAD_NAME, AestheticPredictor
+
+Row = dict[str, Any]
+HASH_BITS = 64
+
+
+@dataclass
+class Columns:
+    """What a data set calls its pictures and its captions."""
+
+    image: str = "image"
+    text: str = "text"
+
+
+@dataclass(kw_only=True)
+class Filter:
+    """One step: which rows it keeps, in their order. Its fields are what a recipe sets."""
+
+    columns: Columns = field(default_factory=Columns, repr=False)
+
+    def reads(self) -> str:
+        """The one column that it reads."""
+        return self.columns.image
+
+    def keep(self, rows: list[Row]) -> list[bool]:
+        """Whether each of the rows is kept."""
+        return [_unless_unreadable(self.keeps, row) for row in rows]
+
+    def keeps(self, row: Row) -> bool:
+        raise NotImplementedError
+
+    def state(self) -> list[int]:
+        """What it remembers of the rows it has seen, which [`Filter.restore`] takes."""
+        return []
+
+    def restore(self, state: list[int]):
+        """Goes on from a state, or with `[]` from the start."""
+
+
+@dataclass(kw_only=True)
+class Resolution(Filter):
+    """The shorter side of every picture has `min_side` pixels or more; read from the header alone."""
+
+    min_side: int
+
+    def __post_init__(self):
+        _require(self, "min_side", self.min_side, 1, whole=True)
+
+    def keeps(self, row: Row) -> bool:
+        return all(min(size) >= self.min_side for size in picture_sizes(row[self.columns.image]))
+
+
+@dataclass(kw_only=True)
+class AspectRatio(Filter):
+    """The longer side of every picture is at most `max` times the shorter; read from the header alone."""
+
+    max: float
+
+    def __post_init__(self):
+        _require(self, "max", self.max, 1)
+
+    def keeps(self, row: Row) -> bool:
+        return all(max(size) <= self.max * min(size) for size in picture_sizes(row[self.columns.image]))
+
+
+@dataclass(kw_only=True)
+class CaptionLength(Filter):
+    """The caption, or each where a row has several, has `min_words` to `max_words` words, set apart by white space."""
+
+    min_words: int = 1
+    max_words: int | None = None
+
+    def __post_init__(self):
+        _require(self, "min_words", self.min_words, 0, whole=True)
+        if self.max_words is not None:
+            _require(self, "max_words", self.max_words, max(1, self.min_words), whole=True)
+
+    def reads(self) -> str:
+        return self.columns.text
+
+    def keeps(self, row: Row) -> bool:
+        cell = row[self.columns.text]
+        captions = cell if isinstance(cell, list) else [cell or ""]
+        lengths = [len(caption.split()) for caption in captions]
+        return all(self.min_words <= length <= (self.max_words or length) for length in lengths)
+
+
+@dataclass(kw_only=True)
+class NearDuplicates(Filter):
+    """Not all of the row's pictures look like former ones: their [`difference_hash`]es differ in more than `distance`
+    of 64 bits. The first of several alike is kept.
+
+    Exact for every distance: the hashes lie in `distance + 1` bands of bits, and two that differ in no more bits than
+    that agree in one band at least. It remembers 8 bytes for each picture kept.
+    """
+
+    distance: int = 4
+
+    def __post_init__(self):
+        _require(self, "distance", self.distance, 0, HASH_BITS - 1, whole=True)
+        bounds = [HASH_BITS * band // (self.distance + 1) for band in range(self.distance + 2)]
+        self._bands = [(start, (1 << end - start) - 1) for start, end in itertools.pairwise(bounds)]
+        self.restore([])
+
+    def keeps(self, row: Row) -> bool:
+        hashes = [difference_hash(picture) for picture in open_pictures(row[self.columns.image])]
+        unlike = [number for number in hashes if not self._is_known(number)]
+        for number in unlike:
+            self._remember(number)
+        return bool(unlike) or not hashes
+
+    def state(self) -> list[int]:
+        return list(self._hashes)
+
+    def restore(self, state: list[int]):
+        self._hashes: list[int] = []
+        self._tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._bands]
+        for number in state:
+            self._remember(number)
+
+    def _remember(self, number: int):
+        self._hashes.append(number)
+        for table, (start, mask) in zip(self._tables, self._bands, strict=True):
+            table[number >> start & mask].append(number)
+
+    def _is_known(self, number: int) -> bool:
+        return any(
+            (number ^ other).bit_count() <= self.distance
+            for table, (start, mask) in zip(self._tables, self._bands, strict=True)
+            for other in table.get(number >> start & mask, ())
+        )
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """64 bits of what a picture looks like (dHash): in grey and 9 x 8 pixels, whether each is darker than the one to
+    its right.
+
+    >>> difference_hash(Image.linear_gradient("L").rotate(90)) == 2**64 - 1
+    True
+    """
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
+
+
+@dataclass(kw_only=True)
+class Aesthetic(Filter):
+    """The LAION aesthetic score of every picture, about 1 to 10, is `min_score` or more (paper, section 4.1).
+
+    It stands in the data's `column`, where a row without a score is removed and no picture is opened; or it is
+    computed by an [`AestheticPredictor`] of CLIP `model` and `head`, on the accelerator if there is one, and on the
+    CPU in a data loader's worker.
+    """
+
+    min_score: float
+    column: str | None = None
+    model: str = CLIP_NAME
+    head: str = HEAD_NAME
+
+    def __post_init__(self):
+        _require(self, "min_score", self.min_score)
+        self._predictor: AestheticPredictor | None = None
+
+    def reads(self) -> str:
+        return self.column or self.columns.image
+
+    def keep(self, rows: list[Row]) -> list[bool]:
+        if self.column is not None:
+            return super().keep(rows)
+        pixels = [_unless_unreadable(self._preprocess, row, default=[]) for row in rows]
+        if not any(pixels):
+            return [True] * len(rows)
+        scores = iter(self.predictor(torch.stack(list(itertools.chain(*pixels)))).tolist())
+        return [all([next(scores) >= self.min_score for _ in own]) for own in pixels]
+
+    def keeps(self, row: Row) -> bool:
+        score = row[self.column]
+        if score is not None and not isinstance(score, (int, float)):
+            raise ValueError(
+                f"The column {self.column!r} holds {score!r}; expected aesthetic scores, which are numbers."
+            )
+        return score is not None and score >= self.min_score
+
+    @property
+    def predictor(self) -> AestheticPredictor:
+        """Loaded when it is first asked for."""
+        if self._predictor is None:
+            # A process that was forked cannot use CUDA.
+            in_worker = torch.utils.data.get_worker_info() is not None
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            device = "cpu" if in_worker or accelerator is None else accelerator
+            self._predictor = AestheticPredictor.from_pretrained(self.model, self.head).to(device)
+        return self._predictor
+
+    def _preprocess(self, row: Row) -> list[torch.Tensor]:
+        return [self.predictor.preprocess(picture) for picture in open_pictures(row[self.columns.image])]
+
+
+FILTERS: dict[str, type[Filter]] = {
+    "resolution": Resolution,
+    "aspect_ratio": AspectRatio,
+    "caption_length": CaptionLength,
+    "near_duplicates": NearDuplicates,
+    "aesthetic": Aesthetic,
+}
+
+
+def build_filter(setting: dict[str, Any], columns: Columns) -> Filter:
+    """A filter of its `type` and fields.
+
+    Raises:
+        ValueError: Type, field or value is unknown or unusable.
+    """
+    if not isinstance(setting, dict) or "type" not in setting:
+        raise ValueError(
+            f"data.filters has {setting!r}; expected a mapping such as {{type: resolution, min_side: 512}}."
+        )
+    name, values = setting["type"], {key: value for key, value in setting.items() if key != "type"}
+    if name not in FILTERS:
+        raise ValueError(f"data.filters has an unknown type {name!r}.{suggestion(str(name), list(FILTERS))}")
+    known = {item.name: item for item in dataclasses.fields(FILTERS[name]) if item.name != "columns"}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"The filter {name} has an unknown field {key!r}.{suggestion(str(key), list(known))}")
+    missing = [key for key, item in known.items() if item.default is dataclasses.MISSING and key not in values]
+    if missing:
+        raise ValueError(f"The filter {name} needs the field {missing[0]!r}.")
+    return FILTERS[name](**values, columns=columns)
+
+
+def _require(step: Filter, name: str, value: Any, low: float = -np.inf, high: float = np.inf, whole: bool = False):
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        bounds = " or more" if high == np.inf else f" to {high:g}"
+        expected = ("a whole number" if whole else "a number") + (f", {low:g}{bounds}" if low > -np.inf else "")
+        kind = next(kind for kind, known in FILTERS.items() if isinstance(step, known))
+        raise ValueError(f"{name} of the filter {kind} is {value!r}; expected {expected}.")
+
+
+def _unless_unreadable(look: Callable[[Row], Any], row: Row, default: Any = True) -> Any:
+    try:
+        return look(row)
+    except ImageError:
+        return default
+
+
+__all__ = ["FILTERS", "Columns", "Filter", "Row", "build_filter", "difference_hash"]

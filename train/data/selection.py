@@ -1,0 +1,135 @@
+"""A recipe's filters, applied: to all rows before training, or to the rows of a stream as they come."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from .filters import Columns, Row, build_filter
+
+BATCH_SIZE = 64
+
+
+class FilterChain:
+    """A recipe's `data.filters`, one after the other: each sees what those before it kept.
+
+    Args:
+        settings (`list[dict]`): Of each filter its `type` and fields.
+        columns ([`Columns`]): What the data call pictures and captions.
+
+    Raises:
+        ValueError: A type, field or value is unknown or unusable.
+    """
+
+    def __init__(self, settings: list[dict[str, Any]], columns: Columns | None = None):
+        self.settings = settings
+        self.steps = [build_filter(one, columns or Columns()) for one in settings]
+        self.seen, self.removed = [0] * len(self.steps), [0] * len(self.steps)
+
+    def reads(self) -> list[str]:
+        """The columns that its filters read."""
+        return list(dict.fromkeys(step.reads() for step in self.steps))
+
+    def keep(self, rows: list[Row]) -> list[bool]:
+        """Whether each row passes every filter. Rows are given in the order of the data, and each but once: what is
+        removed is counted, what was seen is remembered."""
+        left = list(range(len(rows)))
+        for number, step in enumerate(self.steps):
+            passed = step.keep([rows[index] for index in left])
+            self.seen[number] += len(left)
+            self.removed[number] += passed.count(False)
+            left = list(itertools.compress(left, passed))
+        kept = set(left)
+        return [index in kept for index in range(len(rows))]
+
+    def report(self) -> list[dict[str, Any]]:
+        """Each filter's settings with how many rows it has `seen` and `removed`."""
+        return [
+            {**one, "seen": seen, "removed": removed}
+            for one, seen, removed in zip(self.settings, self.seen, self.removed, strict=True)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and what filters remember, which grows with the pictures where near duplicates are removed."""
+        return {
+            "seen": list(self.seen),
+            "removed": list(self.removed),
+            "memories": [step.state() for step in self.steps],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]):
+        """Goes on from a state."""
+        self.seen, self.removed = list(state["seen"]), list(state["removed"])
+        for step, memory in zip(self.steps, state["memories"], strict=True):
+            step.restore(memory)
+
+    def forget(self):
+        """Makes filters remember nothing, since in a new epoch every picture is its own duplicate; counts go on."""
+        for step in self.steps:
+            step.restore([])
+
+
+def select_rows(rows: datasets.Dataset, chain: FilterChain, progress: bool = True) -> datasets.Dataset:
+    """The rows that pass every filter. What was kept and counted is written into the cache of datasets, so that the
+    same filters need not look at the same rows again.
+
+    Raises:
+        ValueError: A filter reads a column that is missing, or no row is left.
+    """
+    missing = [column for column in chain.reads() if column not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"data.filters read the column {', '.join(map(repr, missing))}, which the data do not have; their columns "
+            f"are {', '.join(map(repr, rows.column_names))}."
+        )
+    cache = _cache_file(rows, chain)
+    if cache.is_file():
+        with safe_open(cache, "pt") as file:
+            kept = file.get_tensor("kept").numpy()
+            chain.seen, chain.removed = file.get_tensor("seen").tolist(), file.get_tensor("removed").tolist()
+    else:
+        kept = _kept_rows(rows.select_columns(chain.reads()), chain, progress)
+        counts = {"seen": torch.tensor(chain.seen), "removed": torch.tensor(chain.removed)}
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
+        save_file({"kept": torch.from_numpy(kept), **counts}, temporary)
+        os.replace(temporary, cache)
+    if not len(kept):
+        raise ValueError(f"data.filters leave none of the {len(rows)} rows: {summarize(chain.report())}.")
+    return rows.select(kept)
+
+
+def summarize(report: list[dict[str, Any]]) -> str:
+    """What each filter removed, in a line."""
+    return ", ".join(f"{one['type']} removed {one['removed']:,} of {one['seen']:,}" for one in report)
+
+
+def _kept_rows(rows: datasets.Dataset, chain: FilterChain, progress: bool) -> np.ndarray:
+    kept: list[int] = []
+    with tqdm(total=len(rows), desc="Filtering", unit=" rows", leave=False, disable=not progress) as bar:
+        for start in range(0, len(rows), BATCH_SIZE):
+            batch = rows[start : start + BATCH_SIZE]
+            batch = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            kept += (start + offset for offset, passed in enumerate(chain.keep(batch)) if passed)
+            bar.update(len(batch))
+            bar.set_postfix(kept=len(kept), refresh=False)
+    return np.array(kept, dtype=np.int64)
+
+
+def _cache_file(rows: datasets.Dataset, chain: FilterChain) -> Path:
+    steps = [dataclasses.asdict(step) for step in chain.steps]
+    key = hashlib.sha256(json.dumps([rows._fingerprint, chain.settings, steps], sort_keys=True).encode())
+    return Path(datasets.config.HF_DATASETS_CACHE) / "ett_filters" / f"{key.hexdigest()}.safetensors"
+
+
+__all__ = ["FilterChain", "select_rows", "summarize"]
