@@ -1,10 +1,11 @@
 """How a model is made: one trainer, its losses and its data, and the stages as recipes."""
 
 from .arguments import ETTTrainingArguments
+from .checkpoints import newest_checkpoint
 from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from .recipes import Recipe, available_recipes, load_recipe
 from .run import RECORD_NAME, check_output_folder, library_versions, read_record, run_recipe, write_record
-from .trainer import ETTTrainer, newest_checkpoint, train_only
+from .trainer import ETTTrainer, train_only
 
 __all__ = [
     "RECORD_NAME",

@@ -23,13 +23,14 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
+from .checkpoints import newest_checkpoint
 from .codebook import count_codes, resize_codebook
 from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from .discriminator import PatchDiscriminator, load_discriminator
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
-from .trainer import ETTTrainer, newest_checkpoint, train_only
+from .trainer import ETTTrainer, train_only
 
 logger = logging.getLogger(__name__)
 

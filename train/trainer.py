@@ -3,11 +3,9 @@
 - What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption
   loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
 - Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
-- A checkpoint holds everything; one without its last file is no checkpoint.
 - Where weights are averaged (`ema_decay`), a finished model, evaluation and contact sheets have the average.
 """
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -18,26 +16,21 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate.utils import gather_object
-from diffusers import ModelMixin
 from torch import nn
-from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
 from .average import AverageCallback, exchanged_weights, start_average
 from .board import BoardCallback
+from .checkpoints import DISCRIMINATOR_NAME, DISCRIMINATOR_OPTIMIZER_NAME, CheckpointingTrainer
 from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .sheets import ContactSheetCallback
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
-AVERAGE_NAME = "average.safetensors"
-DISCRIMINATOR_NAME = "discriminator.safetensors"
-DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
 
 
 def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -70,21 +63,7 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
     return {part: (sum(p.numel() for p in parameters), part in parts) for part, parameters in available.items()}
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint in a run's folder. Its state file is written last: without a whole one,
-    the checkpoint was interrupted."""
-    for checkpoint in sorted(
-        Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.split("-")[-1])
-    ):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return checkpoint
-    return None
-
-
-class ETTTrainer(Trainer):
+class ETTTrainer(CheckpointingTrainer):
     """Trains an [`IBQModel`] by equation 1, or an [`ETTForConditionalGeneration`] by equation 3 and its special cases.
 
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
@@ -93,8 +72,6 @@ class ETTTrainer(Trainer):
     Args:
         discriminator: The adversary to start from, by default a new one. Only where a tokenizer learns and has one.
     """
-
-    args: ETTTrainingArguments
 
     def __init__(
         self,
@@ -161,8 +138,6 @@ class ETTTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.average is not None and resume_from_checkpoint is not None:
-            safetensors.torch.load_model(self.average.module, Path(resume_from_checkpoint) / AVERAGE_NAME)
         if self.discriminator is not None:
             if resume_from_checkpoint is not None:
                 safetensors.torch.load_model(self.discriminator, Path(resume_from_checkpoint) / DISCRIMINATOR_NAME)
@@ -306,31 +281,6 @@ class ETTTrainer(Trainer):
             self._code_counts.zero_()
         super().log({**logs, **recorded}, start_time)
 
-    # Checkpoints
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None and self.args.should_save:
-            safetensors.torch.save_model(self.average.module, str(Path(output_dir) / AVERAGE_NAME))
-        if self.discriminator is not None and self.args.should_save:
-            safetensors.torch.save_model(self.discriminator, str(Path(output_dir) / DISCRIMINATOR_NAME))
-            torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not isinstance(self.model, ModelMixin):
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            output_dir = output_dir or self.args.output_dir
-            self.model.save_pretrained(output_dir)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, ModelMixin):
-            self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
 
 def mean_by_name(records: list[dict[str, float]]) -> dict[str, float]:
     """Records of several processes to one; each value is the mean over those that have it."""
@@ -352,6 +302,5 @@ __all__ = [
     "ETTTrainer",
     "codebook_statistics",
     "model_parts",
-    "newest_checkpoint",
     "train_only",
 ]

@@ -1,7 +1,10 @@
 """Checkpoints: resuming to the last bit, model folders, which one is the newest."""
 
 import json
+import logging
+import shutil
 
+import pytest
 import torch
 
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
@@ -72,15 +75,41 @@ def test_a_checkpoint_is_a_model_folder(make_model, make_vision_tokenizer, argum
     assert changed(trainer.model.state_dict(), loaded) == set()
 
 
-def test_the_newest_checkpoint_is_the_newest_complete_one(tmp_path):
-    for step, state in ((2, {"global_step": 2}), (10, {"global_step": 10}), (9, {"global_step": 9})):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 1')
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
-    (tmp_path / "checkpoint-9" / "trainer_state.json").unlink()
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+@pytest.fixture
+def run_folder(make_vision_tokenizer, arguments, make_items, tmp_path):
+    """A run's folder with its checkpoints of the steps 1, 2 and 10."""
+    folder = tmp_path / "run"
+    make_trainer(make_vision_tokenizer(), arguments(save_strategy="steps", save_steps=1), make_items()).train()
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-10")
+    return folder
+
+
+def test_the_newest_checkpoint_is_that_of_the_latest_step(run_folder):
+    assert newest_checkpoint(run_folder) == run_folder / "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.safetensors", "optimizer.pt", "trainer_state.json", "files.json"]
+)
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(run_folder, name, caplog):
+    path = run_folder / "checkpoint-10" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING, logger="train.checkpoints"):
+        assert newest_checkpoint(run_folder) == run_folder / "checkpoint-2"
+    assert name in caplog.text and "checkpoint-10' is passed over" in caplog.text
+
+
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(run_folder):
+    (run_folder / "checkpoint-10" / "scheduler.pt").unlink()
+    (run_folder / "checkpoint-2" / "files.json").unlink()
+    assert newest_checkpoint(run_folder) == run_folder / "checkpoint-1"
+
+
+def test_a_list_of_files_names_all_others_with_their_sizes(run_folder):
+    folder = run_folder / "checkpoint-2"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "files.json"}
+    assert json.loads((folder / "files.json").read_text()) == sizes
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "discriminator.safetensors"} <= sizes.keys()
 
 
 def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path):
