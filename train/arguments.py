@@ -28,8 +28,8 @@ class ETTTrainingArguments(TrainingArguments):
     Parameters that control the optimizer:
         part_learning_rates, muon_rate_factor, ema_decay.
 
-    Parameters that control what is shown of a tokenizer that learns:
-        sheet_steps.
+    Parameters that control what is shown of a model that learns:
+        sample_steps.
     """
 
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay; the paper's Adam has none."})
@@ -85,8 +85,9 @@ class ETTTrainingArguments(TrainingArguments):
         metadata={"help": "Decay of the weights' moving average (EMA), which a finished model has; null for none."},
     )
 
-    sheet_steps: int = field(
-        default=0, metadata={"help": "Steps from one contact sheet of reconstructions to the next; 0 for none."}
+    sample_steps: int = field(
+        default=0,
+        metadata={"help": "Steps from one sample of answers, drawings or reconstructions to the next; 0 for none."},
     )
 
     def __post_init__(self):
@@ -111,8 +112,8 @@ class ETTTrainingArguments(TrainingArguments):
             raise ValueError(f"muon_rate_factor is {self.muon_rate_factor}; expected a number above 0, or null.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected a number between 0 and 1, or null.")
-        if self.sheet_steps < 0:
-            raise ValueError(f"sheet_steps is {self.sheet_steps}; expected a number of steps, or 0 for none.")
+        if self.sample_steps < 0:
+            raise ValueError(f"sample_steps is {self.sample_steps}; expected a number of steps, or 0 for none.")
 
     def _number_of_devices(self) -> int:
         """Devices that share a step. One process alone takes all the GPUs that it sees."""

@@ -51,7 +51,7 @@ def run_recipe(
     """Trains a stage.
 
     The output folder receives the model, its processor and `training.json`, which records how it was made; below it,
-    `training/` holds the recipe, checkpoints, TensorBoard's curves and contact sheets. A finished folder of the same
+    `training/` holds the recipe, checkpoints, TensorBoard's curves and samples. A finished folder of the same
     recipe is left as it is.
 
     Args:

@@ -3,7 +3,7 @@
 - What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption
   loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
 - Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
-- Where weights are averaged (`ema_decay`), a finished model, evaluation and contact sheets have the average.
+- Where weights are averaged (`ema_decay`), a finished model, evaluation and samples have the average.
 """
 
 import math
@@ -28,7 +28,7 @@ from .checkpoints import DISCRIMINATOR_NAME, DISCRIMINATOR_OPTIMIZER_NAME, Check
 from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
-from .sheets import ContactSheetCallback
+from .samples import SamplesCallback
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 
@@ -106,8 +106,8 @@ class ETTTrainer(CheckpointingTrainer):
             self.add_callback(AverageCallback(self.average))
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(BoardCallback())
-        if self.tunes_tokenizer and args.sheet_steps:
-            self.add_callback(ContactSheetCallback(self))
+        if args.sample_steps:
+            self.add_callback(SamplesCallback(self))
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
 

@@ -175,4 +175,4 @@ def test_recipes_report_to_tensorboard_below_the_run(converted, tmp_path):
     overrides = [override for override in SCENES if "report_to" not in override]
     out = run_recipe("tokenizer", [*overrides, f"model.path={converted[0]}"], tmp_path / "out", progress=False)
     assert list((out / "training" / "tensorboard").glob("events.out.tfevents.*"))
-    assert [path.name for path in (out / "training" / "sheets").iterdir()] == ["step-000002.png"]
+    assert [path.name for path in (out / "training" / "samples").iterdir()] == ["reconstructions-000002.png"]
