@@ -10,6 +10,12 @@ from train import ETTCollator, ETTTrainer, train_only
 from train.samples import draw_sheet, first_pictures, question_of
 
 FRAME = 2
+MAX_NEW_TOKENS = 6
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    monkeypatch.setattr("train.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
 
 
 @pytest.fixture
@@ -157,7 +163,7 @@ def test_answers_stand_beside_those_of_the_data_below_their_pictures(make_stage,
         "|---|---|---|",
     ]
     inputs = question_of(make_items(codes=codes)[1], trainer.model)["inputs"]
-    answer = trainer.model.eval().generate(**inputs, max_new_tokens=64, do_sample=False)[0, 18:].tolist()
+    answer = trainer.model.eval().generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0, 18:].tolist()
     expected = make_items()[1]["input_ids"][18:]
     assert lines[5] == f"| 5 6 | {' '.join(map(str, answer))} | {' '.join(map(str, expected))} |"
 
