@@ -17,13 +17,15 @@ class ETTTrainingArguments(TrainingArguments):
         global_batch_size.
 
     Parameters that control the joint objective (equations 1 and 3):
-        alpha, squared_error_weight, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight.
+        alpha, squared_error_weight, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight,
+        adaptive_adversarial_weight.
 
     Parameters that control the perceptual loss:
         critics_batch_size, perceptual_network, perceptual_pretrained.
 
     Parameters that control the discriminator:
-        discriminator_learning_rate, discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
+        discriminator_learning_rate, discriminator_lr_scheduler_type, discriminator_max_grad_norm,
+        discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
 
     Parameters that control the optimizer:
         part_learning_rates, muon_rate_factor, ema_decay.
@@ -65,8 +67,19 @@ class ETTTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Use ImageNet weights in LPIPS; otherwise random ones."}
     )
 
+    adaptive_adversarial_weight: bool = field(
+        default=False,
+        metadata={"help": "Multiply adversarial_weight so that the GAN loss balances the others (VQGAN)."},
+    )
+
     discriminator_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the discriminator; by default the generator's."}
+    )
+    discriminator_lr_scheduler_type: str | None = field(
+        default=None, metadata={"help": "Its schedule, from its first step on; by default of the generator's type."}
+    )
+    discriminator_max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Its gradients are clipped to this norm; by default as the generator's."}
     )
     discriminator_start_step: int = field(default=0, metadata={"help": "First step with a discriminator."})
     discriminator_width: int = field(default=64, metadata={"help": "Channels of its first layer."})
@@ -103,6 +116,9 @@ class ETTTrainingArguments(TrainingArguments):
                 )
             self.gradient_accumulation_steps = steps
         super().__post_init__()
+        for name in ("learning_rate", "lr_scheduler_type", "max_grad_norm"):
+            if getattr(self, f"discriminator_{name}") is None:
+                setattr(self, f"discriminator_{name}", getattr(self, name))
         if self.perceptual_network not in ("vgg", "alex", "squeeze"):
             raise ValueError(f"perceptual_network is {self.perceptual_network!r}; expected vgg, alex or squeeze.")
         for name, value in vars(self).items():

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch import nn
@@ -23,14 +22,12 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .adversary import Adversary
 from .arguments import ETTTrainingArguments
-from .discriminator import PatchDiscriminator
 
 logger = logging.getLogger(__name__)
 
 AVERAGE_NAME = "average.safetensors"
-DISCRIMINATOR_NAME = "discriminator.safetensors"
-DISCRIMINATOR_OPTIMIZER_NAME = "discriminator_optimizer.pt"
 FILE_LIST_NAME = "files.json"
 UNFINISHED_NAME = ".unfinished"
 GIB = 2**30
@@ -128,7 +125,7 @@ class CheckpointingTrainer(Trainer):
 
     args: ETTTrainingArguments
     average: AveragedModel | None = None
-    discriminator: PatchDiscriminator | None = None
+    adversary: Adversary | None = None
     _is_saving = False
     _last_saved: Path | None = None
 
@@ -200,9 +197,8 @@ class CheckpointingTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average is not None and self.args.should_save:
             safetensors.torch.save_model(self.average.module, str(Path(output_dir) / AVERAGE_NAME))
-        if self.discriminator is not None and self.args.should_save:
-            safetensors.torch.save_model(self.discriminator, str(Path(output_dir) / DISCRIMINATOR_NAME))
-            torch.save(self.discriminator_optimizer.state_dict(), Path(output_dir) / DISCRIMINATOR_OPTIMIZER_NAME)
+        if self.adversary is not None and self.args.should_save:
+            self.adversary.save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not isinstance(self.model, ModelMixin):
@@ -244,8 +240,6 @@ class CheckpointingTrainer(Trainer):
 
 __all__ = [
     "AVERAGE_NAME",
-    "DISCRIMINATOR_NAME",
-    "DISCRIMINATOR_OPTIMIZER_NAME",
     "CheckpointError",
     "CheckpointingTrainer",
     "newest_checkpoint",

@@ -5,6 +5,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -52,10 +53,14 @@ class PatchDiscriminator(nn.Module):
         return self.main(pixels)
 
     def lecam_regularization(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-        """Updates the running means and returns the squared excess of logits over the other side's mean, `()`."""
+        """Updates the running means, with those of all processes, and returns the squared excess of logits over the
+        other side's mean, `()`."""
         with torch.no_grad():
-            self.lecam_real.lerp_(real_logits.mean().to(self.lecam_real), 1 - self.lecam_decay)
-            self.lecam_fake.lerp_(fake_logits.mean().to(self.lecam_fake), 1 - self.lecam_decay)
+            means = torch.stack([real_logits.mean(), fake_logits.mean()]).to(self.lecam_real)
+            if dist.is_initialized():
+                dist.all_reduce(means.div_(dist.get_world_size()))
+            self.lecam_real.lerp_(means[0], 1 - self.lecam_decay)
+            self.lecam_fake.lerp_(means[1], 1 - self.lecam_decay)
         return (
             F.relu(real_logits - self.lecam_fake).square().mean()
             + F.relu(self.lecam_real - fake_logits).square().mean()

@@ -2,18 +2,17 @@
 
 - What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption
   loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
-- Generator and discriminator alternate: one shared forward pass, a discriminator step, a generator step.
+- Generator and discriminator alternate: one shared forward pass, the generator's gradient, the discriminator's.
 - Where weights are averaged (`ema_decay`), a finished model, evaluation and samples have the average.
 """
 
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -21,11 +20,12 @@ from transformers.integrations import TensorBoardCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 
+from .adversary import Adversary, adaptive_weight
 from .arguments import ETTTrainingArguments
 from .average import AverageCallback, exchanged_weights, start_average
 from .board import BoardCallback
-from .checkpoints import DISCRIMINATOR_NAME, DISCRIMINATOR_OPTIMIZER_NAME, CheckpointingTrainer
-from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from .checkpoints import CheckpointingTrainer
+from .discriminator import PatchDiscriminator
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .samples import SamplesCallback
@@ -90,16 +90,16 @@ class ETTTrainer(CheckpointingTrainer):
         self.loss_is_scaled_for_ga = True
         # Evaluation, too, leaves it to compute_loss what is learned from a batch: no label is common to all stages.
         self.label_names, self.can_return_loss = [], True
-        self.perceptual = self.discriminator = None
+        self.perceptual = self.adversary = None
         if self.tunes_tokenizer and args.perceptual_weight:
             self.perceptual = build_perceptual_loss(args.perceptual_network, args.perceptual_pretrained).to(
                 args.device
             )
         if self.tunes_tokenizer and args.adversarial_weight:
-            self.discriminator = discriminator or PatchDiscriminator(
-                self.vision_tokenizer.config.out_channels, args.discriminator_width, args.discriminator_layers
-            )
-            self.discriminator.to(args.device)
+            channels, width = self.vision_tokenizer.config.out_channels, args.discriminator_width
+            discriminator = discriminator or PatchDiscriminator(channels, width, args.discriminator_layers)
+            self.adversary = Adversary(discriminator, args)
+            self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
         self.average = None
         if args.ema_decay is not None:
             self.average = start_average(model, args.ema_decay)
@@ -138,17 +138,8 @@ class ETTTrainer(CheckpointingTrainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.discriminator is not None:
-            if resume_from_checkpoint is not None:
-                safetensors.torch.load_model(self.discriminator, Path(resume_from_checkpoint) / DISCRIMINATOR_NAME)
-            rate = self.args.discriminator_learning_rate or self.args.learning_rate
-            optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.5, 0.9))
-            if resume_from_checkpoint is not None:
-                path = Path(resume_from_checkpoint) / DISCRIMINATOR_OPTIMIZER_NAME
-                optimizer.load_state_dict(torch.load(path, weights_only=True, map_location=self.args.device))
-            self.discriminator_wrapped, self.discriminator_optimizer = self.accelerator.prepare(
-                self.discriminator, optimizer
-            )
+        if self.adversary is not None:
+            self.adversary.prepare(max_steps, resume_from_checkpoint)
         return prepared
 
     # Losses
@@ -156,6 +147,30 @@ class ETTTrainer(CheckpointingTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What is in a batch for reports alone does not reach the model."""
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "names"})
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device):
+        """Labels of a step, in all its micro-batches and processes, by which losses are divided; and its pictures."""
+        if self.tunes_tokenizer:
+            self._num_pictures = self._count(batch_samples, "pixel_values", lambda pixels: torch.tensor(len(pixels)))
+        if any("code_labels" in batch for batch in batch_samples):
+            return self._count(batch_samples, "code_labels", lambda codes: codes.ne(-100).sum())
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def _count(self, batches: list[dict[str, Any]], name: str, count: Callable[[torch.Tensor], torch.Tensor]):
+        counted = sum(count(batch[name]) for batch in batches if name in batch)
+        return self.accelerator.reduce(torch.as_tensor(counted, device=self.args.device), reduction="sum")
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        """The generator's half of the alternation, then the discriminator's, on the same reconstructions. Gradients
+        of both accumulate over micro-batches."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.adversary is not None and self._shown is not None:
+            for name, value in self.adversary.learn(*self._shown, self._share(self._shown[0])).items():
+                self._record(name, value)
+            self._shown = None
+            if self.accelerator.sync_gradients:
+                self._record("discriminator_grad_norm", self.adversary.step())
+        return loss
 
     def compute_loss(
         self,
@@ -168,88 +183,66 @@ class ETTTrainer(CheckpointingTrainer):
             outputs = model(inputs["pixel_values"])
             reconstruction, loss = outputs.sample, None
         else:
-            if "labels" in inputs:
-                inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
-            outputs = model(**inputs, return_reconstruction=self.tunes_tokenizer and model.training)
+            outputs = model(
+                **inputs,
+                num_items_in_batch=num_items_in_batch,
+                return_reconstruction=self.tunes_tokenizer and model.training,
+                skip_logits=True,
+                use_cache=False,
+            )
             reconstruction, loss = outputs.reconstruction, outputs.loss
             self._record(
-                "drawing_loss" if "code_labels" in inputs else "caption_loss", self._mean_loss(outputs, inputs)
+                "drawing_loss" if "code_labels" in inputs else "caption_loss",
+                self._mean_loss(loss, inputs, num_items_in_batch),
             )
-            if num_items_in_batch is None:
-                loss = loss / self._accumulation_steps
-            else:
+            if num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
         if reconstruction is not None:
-            vq_loss = (
-                self._vq_loss(inputs["pixel_values"], reconstruction, outputs.quantized) / self._accumulation_steps
-            )
+            pixels = inputs["pixel_values"]
+            vq_loss = self._vq_loss(pixels, reconstruction.float(), outputs.quantized) * self._share(pixels)
             loss = vq_loss if loss is None else loss + self.args.alpha * vq_loss
         return (loss, outputs) if return_outputs else loss
 
-    @property
-    def _accumulation_steps(self) -> int:
-        return self.current_gradient_accumulation_steps if self.model.training else 1
+    def _share(self, pixels: torch.Tensor) -> float | torch.Tensor:
+        """What a mean over a micro-batch's pictures counts in the step's mean over all; gradients are averaged over
+        processes."""
+        return len(pixels) * self.accelerator.num_processes / self._num_pictures if self.model.training else 1.0
 
-    def _mean_loss(self, outputs, inputs: dict[str, Any]) -> torch.Tensor:
+    @staticmethod
+    def _mean_loss(loss: torch.Tensor, inputs: dict[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
         """The loss as a mean over this micro-batch, for the log."""
-        total = inputs.get("num_items_in_batch")
-        if total is None:
-            return outputs.loss
-        return outputs.loss * total / inputs["labels"][:, 1:].ne(-100).sum()
+        if num_items is None:
+            return loss
+        labels = inputs["code_labels"] if "code_labels" in inputs else inputs["labels"][:, 1:]
+        return loss * num_items / labels.ne(-100).sum().clamp(min=1)
 
     def _vq_loss(self, pixels: torch.Tensor, reconstruction: torch.Tensor, quantized) -> torch.Tensor:
+        """Equation 1, in float32, as a mean over the micro-batch's pictures."""
         args = self.args
         losses = reconstruction_losses(pixels, reconstruction, quantized)
-        total = (
-            losses["reconstruction"]
-            + args.squared_error_weight * losses["squared_error"]
-            + args.quantization_weight * losses["quantization"]
-            + args.entropy_weight * losses["entropy"]
-        )
+        fidelity = losses["reconstruction"] + args.squared_error_weight * losses["squared_error"]
         real, fake = pixels[: args.critics_batch_size], reconstruction[: args.critics_batch_size]
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(real, fake).mean()
-            total = total + args.perceptual_weight * losses["perceptual"]
-        if self.discriminator is not None and self.state.global_step >= args.discriminator_start_step:
+            fidelity = fidelity + args.perceptual_weight * losses["perceptual"]
+        total = fidelity + args.quantization_weight * losses["quantization"] + args.entropy_weight * losses["entropy"]
+        if self.adversary is not None and self.state.global_step >= args.discriminator_start_step:
+            losses["adversarial"] = self.adversary.fool(fake, self.model.training)
+            weight = args.adversarial_weight
+            if args.adaptive_adversarial_weight and self.model.training:
+                last_layer = self.vision_tokenizer.decoder.conv_out
+                balance = adaptive_weight(fidelity, losses["adversarial"], last_layer)
+                self._record("adversarial_balance", balance)
+                weight = weight * balance
+            total = total + weight * losses["adversarial"]
             if self.model.training:
-                self._discriminator_step(real, fake.detach())
-            losses["adversarial"] = generator_loss(self._judge(fake))
-            total = total + args.adversarial_weight * losses["adversarial"]
+                self._shown = real, fake.detach()
         for name, value in losses.items():
             self._record(f"{name}_loss", value)
         self._record("vq_loss", total)
         if self.model.training:
             self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
         return total
-
-    def _judge(self, reconstruction: torch.Tensor) -> torch.Tensor:
-        """The discriminator's logits for the generator's loss; its own weights get no gradient from it."""
-        self.discriminator.train(self.model.training).requires_grad_(False)
-        logits = self.discriminator(reconstruction)
-        self.discriminator.requires_grad_(True)
-        return logits
-
-    def _discriminator_step(self, pixels: torch.Tensor, reconstruction: torch.Tensor):
-        """One half of the alternation. Gradients accumulate as the generator's do, and the weights move with its."""
-        self.discriminator.train()
-        real_logits = self.discriminator_wrapped(pixels)
-        fake_logits = self.discriminator_wrapped(reconstruction)
-        hinge = discriminator_hinge_loss(real_logits, fake_logits)
-        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits)
-        loss = (hinge + self.args.lecam_weight * lecam) / self._accumulation_steps
-        self.accelerator.backward(loss)
-        if self.accelerator.sync_gradients:
-            # Accelerate's own clipping would unscale the generator's gradients, too, which still accumulate.
-            self.accelerator.unscale_gradients(self.discriminator_optimizer)
-            limit = self.args.max_grad_norm or math.inf
-            norm = nn.utils.clip_grad_norm_(self.discriminator.parameters(), limit)
-            self._record("discriminator_grad_norm", norm)
-            self.discriminator_optimizer.step()
-            self.discriminator_optimizer.zero_grad()
-        self._record("discriminator_loss", hinge)
-        self._record("lecam", lecam)
-        self._record("real_logits", real_logits.mean())
-        self._record("fake_logits", fake_logits.mean())
 
     # The average
 

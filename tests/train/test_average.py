@@ -91,11 +91,11 @@ def test_a_resumed_run_with_an_average_is_the_uninterrupted_one_to_the_last_bit(
     resumed = make_trainer(**saving, output_dir=str(tmp_path / "again"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
-    pairs = [(trainer.model, trainer.average.module, trainer.discriminator) for trainer in (resumed, whole)]
+    pairs = [(trainer.model, trainer.average.module, trainer.adversary.discriminator) for trainer in (resumed, whole)]
     for ours, theirs in zip(*pairs, strict=True):
         assert_equal(ours.state_dict(), theirs.state_dict())
-    assert resumed.discriminator.lecam_real.item() == whole.discriminator.lecam_real.item() != 0
-    states = [trainer.discriminator_optimizer.state_dict()["state"] for trainer in (resumed, whole)]
+    assert resumed.adversary.discriminator.lecam_real.item() == whole.adversary.discriminator.lecam_real.item() != 0
+    states = [trainer.adversary.optimizer.state_dict()["state"] for trainer in (resumed, whole)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     logs = [
         [entry for entry in trainer.state.log_history if "train_runtime" not in entry] for trainer in (resumed, whole)

@@ -38,14 +38,15 @@ def test_a_resumed_joint_run_is_the_uninterrupted_one_to_the_last_bit(make_model
     resumed = joint_trainer(make_model, arguments(**options, output_dir=str(tmp_path / "again")), items)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
 
-    for ours, theirs in ((resumed.model, whole.model), (resumed.discriminator, whole.discriminator)):
-        assert changed(theirs.state_dict(), ours) == set()
-    for name in ("optimizer", "discriminator_optimizer"):
-        torch.testing.assert_close(
-            getattr(resumed, name).state_dict()["state"], getattr(whole, name).state_dict()["state"], rtol=0, atol=0
-        )
+    ours, theirs = resumed.adversary, whole.adversary
+    assert changed(whole.model.state_dict(), resumed.model) == set()
+    assert changed(theirs.discriminator.state_dict(), ours.discriminator) == set()
+    for found, expected in ((resumed, whole), (ours, theirs)):
+        states = [player.optimizer.state_dict()["state"] for player in (found, expected)]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert ours.scheduler.state_dict() == theirs.scheduler.state_dict()
     assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
-    assert resumed.discriminator.lecam_real.item() != 0
+    assert resumed.adversary.discriminator.lecam_real.item() != 0
 
 
 def test_a_resumed_tokenizer_run_is_the_uninterrupted_one_to_the_last_bit(
@@ -58,7 +59,7 @@ def test_a_resumed_tokenizer_run_is_the_uninterrupted_one_to_the_last_bit(
     resumed = make_trainer(make_vision_tokenizer(), arguments(**options, output_dir=str(tmp_path / "again")), items)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert changed(whole.model.state_dict(), resumed.model) == set()
-    assert changed(whole.discriminator.state_dict(), resumed.discriminator) == set()
+    assert changed(whole.adversary.discriminator.state_dict(), resumed.adversary.discriminator) == set()
 
 
 def test_a_checkpoint_is_a_model_folder(make_model, make_vision_tokenizer, arguments, make_items, tmp_path):

@@ -71,7 +71,7 @@ def test_training_goes_on_from_a_converted_checkpoint(converted, at_start, tmp_p
     )
     assert_equal(at_start[0].model.state_dict(), weights(folder))
     assert_equal(at_start[0].average.module.state_dict(), weights(folder))
-    assert_equal(at_start[0].discriminator.state_dict(), safetensors.torch.load_file(discriminator))
+    assert_equal(at_start[0].adversary.discriminator.state_dict(), safetensors.torch.load_file(discriminator))
 
 
 def test_a_discriminator_of_another_size_is_an_error_that_says_what_to_set(converted, tmp_path):
