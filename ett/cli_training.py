@@ -35,3 +35,52 @@ def convert_tokenizer(
     """Turn a public IBQ checkpoint into a tokenizer's folder."""
     conversion = room("train.conversion").convert_tokenizer(source, output, weights, discriminator)
     typer.echo(f"Wrote {output}.\n{conversion.summary()}")
+
+
+@command(resumable=True)
+def recaption(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write; a data.source for training.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of an image-text-to-text model.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="What it is asked of each picture.")] = "Describe the image.",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest tokens, above samples.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampled captions.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    split: Annotated[
+        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    text_column: Annotated[
+        str, typer.Option(help="Column of captions; the former ones move to original_ and this name.")
+    ] = "text",
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows to a file.")] = 10_000,
+    shard: Annotated[str, typer.Option(help="This machine's share, such as 0/4 to 3/4.")] = "0/1",
+    dtype: Annotated[str, typer.Option(help="Of the weights, such as bfloat16; auto as they are stored.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda:1.", show_default="the accelerator, else cpu")
+    ] = None,
+):
+    """Describe the pictures of a data set anew, with any model that reads pictures."""
+    report = room("train.data.recaption").recaption(
+        path=dataset,
+        output=output,
+        model=model,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        split=split,
+        image_column=image_column,
+        text_column=text_column,
+        rows_per_shard=rows_per_shard,
+        part=room("train.data.shards").Part.parse(shard),
+        dtype=dtype,
+        device=device,
+    )
+    typer.echo(f"Wrote {output}: {report.summary()}")
+    if report.read:
+        typer.echo(f"{report.read / report.seconds:.2f} pictures/s.")

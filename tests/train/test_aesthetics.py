@@ -18,7 +18,7 @@ LAYERS = {0: (1024, 12), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 
 @pytest.fixture
 def published(tmp_path):
-    """A CLIP model of 16 x 16 pixels with embeddings of 12 numbers and a head as it is published: folder, head, weights."""
+    """A CLIP model with embeddings of 12 numbers, and a head as it is published: folder, head's file, its weights."""
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=16,
@@ -113,7 +113,7 @@ def test_a_missing_head_is_an_error_that_says_where_to_get_it(tmp_path):
         ValueError, match=r"'.*absent\.pth' is missing: there is no such file\. Give head=FILE, the pub"
     ):
         find_head(str(tmp_path / "absent.pth"))
-    with pytest.raises(ValueError, match="'nobody/nothing/head.pth' is missing"):
+    with pytest.raises(ValueError, match=r"'nobody/nothing/head\.pth' is missing"):
         find_head("nobody/nothing/head.pth")
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import train.data.filters
-from train.data.filters import Columns, NearDuplicates, build_filter, difference_hash
+from train.data.filters import Columns, NearDuplicates, build_filter
 from train.data.selection import FilterChain, select_rows, summarize
 
 
