@@ -246,6 +246,8 @@ def test_gradient_norms_are_logged_without_a_limit_and_change_nothing(make_train
     ]
     assert len(logs[0]) == 3 and all(norm > 0 for entry in logs[0] for norm in entry)
     assert logs[0] == logs[1]
-    for name in ("model", "discriminator"):
-        states = [getattr(trainer, name).state_dict() for trainer in trainers]
+    for states in (
+        [trainer.model.state_dict() for trainer in trainers],
+        [trainer.adversary.discriminator.state_dict() for trainer in trainers],
+    ):
         torch.testing.assert_close(*states, rtol=0, atol=0)
