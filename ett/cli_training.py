@@ -38,6 +38,7 @@ def convert_tokenizer(
 
 
 @command(resumable=True)
+<<<<<<< HEAD
 def recaption(
     dataset: Annotated[
         str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
@@ -49,10 +50,19 @@ def recaption(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest tokens, above samples.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampled captions.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+=======
+def tokenize(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write: a data.source for training.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
+>>>>>>> 7aeeec0 (ett tokenize: pictures of a data set to packed image codes, with the fingerprint of the tokenizer that made them)
     split: Annotated[
         str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+<<<<<<< HEAD
     text_column: Annotated[
         str, typer.Option(help="Column of captions; the former ones move to original_ and this name.")
     ] = "text",
@@ -84,3 +94,37 @@ def recaption(
     typer.echo(f"Wrote {output}: {report.summary()}")
     if report.read:
         typer.echo(f"{report.read / report.seconds:.2f} pictures/s.")
+=======
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows that a file is made of.")] = 10_000,
+    shard: Annotated[
+        str, typer.Option(help="This machine's (or GPU's) number and how many there are, such as 3/8.")
+    ] = "0/1",
+):
+    """Turn a data set's pictures into image codes, once, for the stages that leave the tokenizer as it is."""
+    part = room("train.data.shards").Part.parse(shard)
+    tokenizer, image_processor = room("ett.inference").load_tokenizer(model)
+    if image_size is not None:
+        image_processor.size = {"height": image_size, "width": image_size}
+    report = room("train.tokenization").tokenize_data_set(
+        dataset,
+        output,
+        tokenizer,
+        image_processor,
+        model,
+        split=split,
+        image_column=image_column,
+        limit=limit,
+        batch_size=batch_size,
+        workers=workers,
+        rows_per_shard=rows_per_shard,
+        part=part,
+    )
+    typer.echo(f"Wrote {output}: {report.summary()}")
+>>>>>>> 7aeeec0 (ett tokenize: pictures of a data set to packed image codes, with the fingerprint of the tokenizer that made them)

@@ -62,10 +62,18 @@ class ETTCollator:
         if pixels:
             batch["pixel_values"] = to_unit_range(torch.cat(pixels))
         if codes:
-            batch["image_codes"] = torch.cat(codes)
+            batch["image_codes"] = self._join_codes(codes)
             if self.is_drawing:
                 batch["code_labels"] = batch["image_codes"]
         return batch
+
+    @staticmethod
+    def _join_codes(codes: list[torch.LongTensor]) -> torch.LongTensor:
+        sizes = sorted({tuple(own.shape[1:]) for own in codes})
+        if len(sizes) > 1:
+            told = " and ".join(f"{height} x {width}" for height, width in sizes)
+            raise ValueError(f"A batch has pictures of {told} codes; make the codes of all pictures at one size.")
+        return torch.cat(codes)
 
     @staticmethod
     def _pad(rows: list[list[int]], value: int) -> torch.Tensor:

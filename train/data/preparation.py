@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .collator import IGNORED, to_unit_range
-from .tasks import TASKS, Segments
+from .tasks import TASKS, Segments, num_pictures
 
 
 def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -41,7 +42,8 @@ def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[
 
 class PreparedDataset(Dataset):
     """Examples as the collator takes them: `input_ids` and `labels` (lists of `int`) and `pixel_values`
-    `(num_images, 3, H, W)` of uint8, which the collator maps to `[-1, 1]`.
+    `(num_images, 3, H, W)` of uint8, which the collator maps to `[-1, 1]`, or `image_codes` `(num_images, h, w)` of
+    examples that have these instead of pictures.
 
     Args:
         examples (`Dataset`): [`SceneExamples`] or [`FolderExamples`].
@@ -81,10 +83,11 @@ class PreparedDataset(Dataset):
         if self.task != "reconstruction":
             prepared |= self._branches(example) if self.independent_turns else self._tokens(example)
             self._check_length(prepared)
-        if example["images"]:
+        if "image_codes" not in example:
             image_processor = getattr(self.processor, "image_processor", self.processor)
-            pixels = image_processor(example["images"], return_tensors="pt")["pixel_values"]
-            prepared["pixel_values"] = ((pixels + 1) * 127.5).round().to(torch.uint8)
+            prepared |= picture_levels(example["images"], image_processor)
+        elif len(example["image_codes"]):
+            prepared["image_codes"] = example["image_codes"]
         return prepared
 
     def _tokens(self, example: dict[str, Any]) -> dict[str, list[int]]:
@@ -113,9 +116,9 @@ class PreparedDataset(Dataset):
         input_ids, labels = [], []
         texts, predicted = zip(*segments, strict=True)
         placeholders = sum(text.count(self.processor.image_token) for text in texts)
-        if placeholders != len(example["images"]):
+        if placeholders != num_pictures(example):
             raise ValueError(
-                f"An example has {len(example['images'])} pictures and {placeholders} placeholders "
+                f"An example has {num_pictures(example)} pictures and {placeholders} placeholders "
                 f"{self.processor.image_token} in its text; give one placeholder for each."
             )
         encoded = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -166,6 +169,14 @@ class InMemoryDataset(Dataset):
         return self.items[index]
 
 
+def picture_levels(pictures: list[Image.Image], image_processor: ETTImageProcessor) -> dict[str, torch.Tensor]:
+    """`pixel_values` `(num_images, 3, H, W)` of uint8, where there are pictures."""
+    if not pictures:
+        return {}
+    pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return {"pixel_values": ((pixels + 1) * 127.5).round().to(torch.uint8)}
+
+
 @torch.no_grad()
 def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Module):
     """Puts `image_codes` `(num_images, h, w)` in the place of `pixel_values` in those items that have pictures."""
@@ -173,9 +184,11 @@ def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Modul
     if not with_images:
         return
     pictures = [item.pop("pixel_values") for item in with_images]
-    codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
+    # Convolutions in TF32 would move codes.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
     for item, own in zip(with_images, codes.split([len(picture) for picture in pictures]), strict=True):
         item["image_codes"] = own
 
 
-__all__ = ["InMemoryDataset", "PreparedDataset", "replace_pixels"]
+__all__ = ["InMemoryDataset", "PreparedDataset", "picture_levels", "replace_pixels"]

@@ -81,6 +81,7 @@ class ShardsReport:
         skipped: Of each row left out of them its `row` (number in the source), `name` and `reason`.
         read: Rows of the source that were read now; the others' shards were there already.
         seconds: How long that took.
+        pictures: Pictures in those rows, where the maker of rows counts them.
         missing: Names of shards that other machines have still to write.
     """
 
@@ -88,6 +89,7 @@ class ShardsReport:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
     seconds: float = 0.0
+    pictures: int = 0
     missing: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -96,6 +98,8 @@ class ShardsReport:
         lines += [f"  {entry['name']}: {entry['reason']}" for entry in self.skipped[:PROBLEMS_SHOWN]]
         if len(self.skipped) > PROBLEMS_SHOWN:
             lines.append(f"  and {len(self.skipped) - PROBLEMS_SHOWN} more, all named in the manifest.")
+        if self.pictures:
+            lines.append(f"{self.pictures:,} pictures, {self.pictures / self.seconds:.1f} pictures a second.")
         if self.missing:
             lines.append(f"Left to other machines: {len(self.missing)} of the shards, {self.missing[0]} the first.")
         return "\n".join(lines)

@@ -8,6 +8,11 @@ from processing_ett import ETTProcessor
 Segments = list[tuple[str, bool]]
 
 
+def num_pictures(example: dict[str, Any]) -> int:
+    """How many pictures an example has, as such or as codes."""
+    return len(example["image_codes"] if "image_codes" in example else example["images"])
+
+
 def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     """Text alone, all of it predicted; a conversation about it follows where there is one."""
     text = example["text"] + processor.tokenizer.eos_token
@@ -19,7 +24,7 @@ def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
 def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     """A picture and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
     so a model describes pictures when asked to from the first stage on."""
-    request = [{"type": "image"}] * len(example["images"]) + [{"type": "text", "text": processor.caption_prompt}]
+    request = [{"type": "image"}] * num_pictures(example) + [{"type": "text", "text": processor.caption_prompt}]
     messages = [{"role": "user", "content": request}, {"role": "assistant", "content": example["text"]}]
     return chat_segments({"messages": messages}, processor)
 
@@ -59,4 +64,4 @@ TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
 }
 
 
-__all__ = ["TASKS", "Segments"]
+__all__ = ["TASKS", "Segments", "num_pictures"]

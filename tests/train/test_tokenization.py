@@ -1,0 +1,122 @@
+"""Pictures tokenised once: what is written of them."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ett.cli import app
+from processing_ett import ETTImageProcessor
+from train.data.codes import unpack_row
+from train.data.shards import Part
+
+from .tokenized import NUM_PICTURES, picture, rows, tokenize
+
+
+@pytest.fixture
+def tokenizer(make_vision_tokenizer):
+    return make_vision_tokenizer().eval()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for number in range(NUM_PICTURES):
+        picture(number).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": f"picture {number}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def codes(pictures, tokenizer, tmp_path):
+    tokenize(pictures, tmp_path / "codes", tokenizer)
+    return tmp_path / "codes"
+
+
+def test_codes_of_every_picture_stand_beside_the_other_columns(pictures, tokenizer, codes):
+    written = rows(codes)
+    assert written.column_names == ["text", "image_codes", "image_codes_shape"]
+    assert written["text"][:2] == ["picture 0", "picture 1"]
+    image_processor = ETTImageProcessor(size={"height": 16, "width": 16})
+    for number, row in enumerate(written):
+        pixels = image_processor(picture(number), return_tensors="pt")["pixel_values"]
+        assert torch.equal(unpack_row(row, 32), tokenizer.encode_codes(pixels))
+        assert row["image_codes_shape"] == [1, 4, 4] and len(row["image_codes"]) == 10
+
+
+def test_the_record_says_what_made_the_codes(pictures, codes):
+    record = json.loads((codes / "tokenization.json").read_text())
+    assert len(record.pop("fingerprint")) == 64
+    assert record.pop("preprocessing")["size"] == [16, 16]
+    assert record == {
+        "num_codes": 32,
+        "model": "some/tokenizer",
+        "data_set": str(pictures),
+        "split": None,
+        "image_column": "image",
+        "num_rows": NUM_PICTURES,
+        "rows_per_shard": 10_000,
+    }
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 5}, {"workers": 2}, {"rows_per_shard": 4}])
+def test_codes_do_not_depend_on_how_the_work_is_cut(pictures, tokenizer, codes, tmp_path, options):
+    tokenize(pictures, tmp_path / "other", tokenizer, **options)
+    assert rows(tmp_path / "other").to_list() == rows(codes).to_list()
+
+
+def test_two_machines_write_what_one_would(pictures, tokenizer, codes, tmp_path):
+    for index in (1, 0):
+        report = tokenize(pictures, tmp_path / "both", tokenizer, rows_per_shard=2, part=Part(index, 2))
+    assert report.rows == report.pictures == 4 and report.missing == []
+    assert rows(tmp_path / "both").to_list() == rows(codes).to_list()
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(pictures, tokenizer, tmp_path):
+    (pictures / "2.png").write_bytes(b"no picture at all")
+    report = tokenize(pictures, tmp_path / "codes", tokenizer)
+    assert report.rows == report.pictures == NUM_PICTURES - 1
+    assert [(entry["row"], entry["name"].rsplit("/")[-1]) for entry in report.skipped] == [(2, "2.png")]
+    assert len(rows(tmp_path / "codes")) == NUM_PICTURES - 1
+
+
+def test_a_size_that_does_not_divide_into_codes_is_an_error(pictures, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"image size is 18 x 18 .* multiples of 4"):
+        tokenize(pictures, tmp_path / "codes", tokenizer, size=18)
+    assert not (tmp_path / "codes").exists()
+
+
+def test_another_tokenizers_codes_are_not_put_beside_these(pictures, codes, make_vision_tokenizer):
+    with pytest.raises(ValueError, match="begun with other settings \\(fingerprint was"):
+        tokenize(pictures, codes, make_vision_tokenizer(seed=1).eval())
+
+
+def test_a_column_that_is_in_the_way_is_an_error(codes, tokenizer, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "image_codes": datasets.Value("string")})
+    (tmp_path / "taken").mkdir()
+    taken = datasets.Dataset.from_dict({"image": [picture(0)], "image_codes": ["mine"]}, features=features)
+    taken.to_parquet(str(tmp_path / "taken" / "train.parquet"))
+    with pytest.raises(ValueError, match="has a column 'image_codes' already; rename it"):
+        tokenize(tmp_path / "taken", tmp_path / "out", tokenizer)
+
+
+def test_the_command_writes_one_machines_shards_and_says_how_fast(pictures, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    ETTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "tokenizer")
+    arguments = ["tokenize", pictures, tmp_path / "codes", "--model", tmp_path / "tokenizer", "--image-size", 8]
+    arguments += ["--rows-per-shard", 4, "--batch-size", 3, "--shard", "1/2"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.stderr
+    assert "2 rows, 0 skipped.\n2 pictures, " in result.stdout and "pictures a second" in result.stdout
+    assert "Left to other machines: 1 of the shards" in result.stdout
+    assert rows(tmp_path / "codes")["image_codes_shape"][:] == [[1, 2, 2]] * 2
+
+
+def test_a_shard_that_there_is_not_is_refused_before_a_model_is_loaded(tmp_path):
+    result = CliRunner().invoke(app, ["tokenize", "pictures", str(tmp_path), "--model", "absent", "--shard", "2/2"])
+    assert result.exit_code == 1 and "The shard is '2/2'" in result.stderr

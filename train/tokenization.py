@@ -1,0 +1,123 @@
+"""Pictures of a data set to image codes, once, for every stage that leaves the tokenizer as it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from modeling_ett.modeling_ibq import IBQModel
+from processing_ett import ETTImageProcessor, ImageError
+from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+
+from .data.codes import CODES_FEATURES, TOKENIZATION_NAME, pack_row
+from .data.preparation import picture_levels, replace_pixels
+from .data.shards import Part, ShardsReport, Skipped, write_shards
+from .fingerprint import fingerprint, preprocessing
+
+
+class PictureRows(Dataset):
+    """Rows of a data set: `row`, all columns but that of the pictures, and where there are pictures `pixel_values`
+    `(num_images, 3, H, W)` of uint8; or a [`Skipped`]."""
+
+    def __init__(self, rows: datasets.Dataset, image_column: str, image_processor: ETTImageProcessor):
+        self.rows, self.image_column, self.image_processor = rows, image_column, image_processor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Skipped:
+        row = self.rows[index]
+        cell = row.pop(self.image_column)
+        try:
+            pictures = open_pictures(cell)
+        except ImageError as error:
+            return Skipped(picture_name(cell, index), str(error))
+        return {"row": row, **picture_levels(pictures, self.image_processor)}
+
+
+def tokenize_data_set(
+    data_set: str,
+    output: str | Path,
+    tokenizer: IBQModel,
+    image_processor: ETTImageProcessor,
+    model: str,
+    split: str | None = None,
+    image_column: str = "image",
+    limit: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    rows_per_shard: int = 10_000,
+    part: Part | None = None,
+    progress: bool = True,
+) -> ShardsReport:
+    """Writes a data set's rows with the codes of their pictures in place of these: a source for training.
+
+    Args:
+        data_set: A folder of pictures, or any data set that [`datasets.load_dataset`] takes. A row has a picture, a
+            list of them or none; one with a picture that cannot be read is left out and named in the manifest.
+        tokenizer: In float32, in evaluation mode, on the device that is to do the work.
+        model: Its name, for the record.
+        split: Without it, the only one there is.
+        limit: Only that many of the first rows.
+        batch_size: Rows whose pictures are encoded together.
+        workers: Processes that read pictures; 0 reads them in this one.
+        part: Which of the shards are this machine's, by default all of them.
+
+    Raises:
+        ValueError: The data set cannot be used, pictures do not divide into codes, or `output` holds something else.
+    """
+    size = preprocessing(image_processor)["size"]
+    if any(side % tokenizer.spatial_factor for side in size):
+        raise ValueError(
+            f"The image size is {size[0]} x {size[1]} (height x width); this tokenizer needs sides that are multiples "
+            f"of {tokenizer.spatial_factor}. Give another one with --image-size."
+        )
+    rows = load_rows(data_set, split, image_column, (image_column,), "--image-column")
+    rows = rows.select(range(min(limit or len(rows), len(rows))))
+    others = {name: feature for name, feature in rows.features.items() if name != image_column}
+    if taken := sorted(set(others) & set(CODES_FEATURES)):
+        raise ValueError(f"'{data_set}' has a column {taken[0]!r} already; rename it.")
+    num_codes = tokenizer.config.num_vq_embeddings
+    pictures = PictureRows(rows, image_column, image_processor)
+    num_pictures = 0
+
+    def make_rows(numbers: range) -> Iterator[dict[str, Any] | Skipped]:
+        nonlocal num_pictures
+        for items in DataLoader(Subset(pictures, numbers), batch_size, num_workers=workers, collate_fn=list):
+            replace_pixels([item for item in items if isinstance(item, dict)], tokenizer)
+            for item in items:
+                if isinstance(item, dict):
+                    codes = item.get("image_codes")
+                    num_pictures += 0 if codes is None else len(codes)
+                    item = {**item["row"], **pack_row(codes, num_codes)}
+                yield item
+
+    settings = {
+        "fingerprint": fingerprint(tokenizer, image_processor),
+        "num_codes": num_codes,
+        "model": model,
+        "preprocessing": preprocessing(image_processor),
+        "data_set": data_set,
+        "split": split,
+        "image_column": image_column,
+    }
+    with torch.inference_mode():
+        report = write_shards(
+            output,
+            len(rows),
+            make_rows,
+            datasets.Features({**others, **CODES_FEATURES}),
+            TOKENIZATION_NAME,
+            settings,
+            rows_per_shard,
+            part,
+            progress,
+        )
+    report.pictures = num_pictures
+    return report
+
+
+__all__ = ["PictureRows", "tokenize_data_set"]
