@@ -1,14 +1,18 @@
 """The user's own data sets: rows whose pictures stay undecoded until [`load_image`] has looked at them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 from PIL import Image
 
-from .image_processing_ett import load_image, read_image_size
+from .image_processing_ett import ImageError, load_image, read_image_size
+
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tar": "webdataset"}
+"""Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
+
+Rows = datasets.Dataset | datasets.IterableDataset
 
 
 def load_rows(
@@ -16,7 +20,7 @@ def load_rows(
 ) -> datasets.Dataset:
     """
     Reads a folder of pictures (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any
-    data set that [`datasets.load_dataset`] takes, and decodes nothing.
+    data set that [`read_rows`] takes, and decodes nothing.
 
     Args:
         path (`str`): Folder, file or name on the Hub.
@@ -32,69 +36,144 @@ def load_rows(
         ValueError: The data set cannot be read or is empty, a column is missing or holds no pictures, or `split` is
             not given and there are several.
     """
+    rows = read_rows(path, split)
+    check_columns(path, rows.column_names, image_column, columns, options)
+    if not len(rows):
+        raise ValueError(f"'{path}' holds no examples.")
+    if image_column in rows.column_names:
+        check_pictures(path, rows.features, image_column, options)
+    return undecoded(rows)
+
+
+def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
+    """
+    Args:
+        path (`str`): A folder, a name on the Hub, a file of [`FILE_FORMATS`], or a pattern of such files.
+        split (`str`, *optional*): Without it, the only one there is.
+        streaming (`bool`): Read rows only when they are asked for, and keep no copy of them.
+
+    Raises:
+        ValueError: The data set cannot be read, or `split` is not given and there are several.
+    """
     folder = Path(path)
     if folder.is_dir() and not any(entry.is_file() for entry in folder.rglob("*")):
         raise ValueError(
             f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they have any."
         )
+    source, options = path, {}
+    if folder.is_file() or "*" in folder.name:
+        if folder.suffix not in FILE_FORMATS:
+            raise ValueError(
+                f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a "
+                "folder."
+            )
+        source, options = FILE_FORMATS[folder.suffix], {"data_files": path}
     try:
-        splits = [split] if split else datasets.get_dataset_split_names(path)
-        rows = datasets.load_dataset(path, split=splits[0]) if len(splits) == 1 else None
+        splits = [split] if split else datasets.get_dataset_split_names(source, **options)
+        rows = None
+        if len(splits) == 1:
+            rows = datasets.load_dataset(source, split=splits[0], streaming=streaming, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"'{path}' could not be read as a data set: {cause}") from error
     if rows is None:
         raise ValueError(f"'{path}' has the splits {', '.join(map(repr, splits))}; name the one to read.")
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        hint = ""
-        if missing != [image_column] and folder.is_dir() and not list(folder.rglob("metadata.*")):
-            hint = " The folder has no metadata.jsonl with a line such as " + (
-                '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
-            )
-        raise ValueError(
-            f"'{path}' has no column {', '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, rows.column_names)) or 'none'}. Name yours with {options}.{hint}"
+    return rows
+
+
+def check_columns(path: str, found: Iterable[str], image_column: str, columns: Iterable[str], options: str):
+    """Raises `ValueError`, saying what there is and what to do, where one of `columns` is not among the `found`."""
+    found = list(found)
+    missing = [column for column in columns if column not in found]
+    if not missing:
+        return
+    hint, folder = "", Path(path)
+    if missing != [image_column] and folder.is_dir() and not list(folder.rglob("metadata.*")):
+        hint = " The folder has no metadata.jsonl with a line such as " + (
+            '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
         )
-    if not len(rows):
-        raise ValueError(f"'{path}' holds no examples.")
-    if image_column not in rows.column_names:
-        return rows
-    try:
-        return rows.cast_column(image_column, datasets.Image(decode=False))
-    except (TypeError, pyarrow.ArrowException) as error:
+    raise ValueError(
+        f"'{path}' has no column {', '.join(map(repr, missing))}; its columns are "
+        f"{', '.join(map(repr, found)) or 'none'}. Name yours with {options}.{hint}"
+    )
+
+
+def check_pictures(path: str, features: datasets.Features, image_column: str, options: str):
+    """Raises `ValueError` where a column can hold neither pictures nor their files' names."""
+    feature = features[image_column]
+    held = feature.feature if isinstance(feature, datasets.List) else feature
+    by_name = isinstance(held, datasets.Value) and held.dtype in ("string", "large_string", "binary", "null")
+    # Rows of which some have one picture and some have several are of no one type.
+    of_any_type = type(held).__name__ == "Json"
+    if not (isinstance(held, (datasets.Image, dict)) or by_name or of_any_type):
         raise ValueError(
-            f"The column {image_column!r} of '{path}' holds {rows.features[image_column]}; expected pictures. Name "
-            f"another with {options}."
-        ) from error
+            f"The column {image_column!r} of '{path}' holds {feature}; expected pictures. Name another with {options}."
+        )
 
 
-def open_pictures(cell: Any) -> list[Image.Image]:
-    """What a row's image column holds (nothing, a picture or a list of them), as [`load_image`] opens each.
+def undecoded(rows: Rows) -> Rows:
+    """The same rows, with the content or the file's name in the place of each picture."""
+    picture = datasets.Image(decode=False)
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, picture)
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.List(picture))
+    return rows
+
+
+def picture_cells(cell: Any) -> list[Any]:
+    """The pictures of a row's image column, which holds nothing, one or a list of them: each `{"bytes", "path"}`, a
+    file's name or its content."""
+    cells = cell if isinstance(cell, list) else [cell]
+    return [picture for picture in cells if picture not in (None, "", b"")]
+
+
+def open_pictures(cell: Any, folder: str | Path = "") -> list[Image.Image]:
+    """What a row's image column holds, as [`load_image`] opens each. Names of files are relative to `folder`.
 
     Raises:
         ImageError: A picture cannot be read.
     """
-    return [load_image(source) for source in _sources(cell)]
+    return [_read(load_image, picture, folder) for picture in picture_cells(cell)]
 
 
-def picture_sizes(cell: Any) -> list[tuple[int, int]]:
+def picture_sizes(cell: Any, folder: str | Path = "") -> list[tuple[int, int]]:
     """Width and height of each picture of such a cell, of which no more than the headers is read.
 
     Raises:
         ImageError: A header cannot be read.
     """
-    return [read_image_size(source) for source in _sources(cell)]
+    return [_read(read_image_size, picture, folder) for picture in picture_cells(cell)]
 
 
-def _sources(cell: Any) -> list[bytes | str]:
-    pictures = cell if isinstance(cell, list) else [cell] if cell is not None else []
-    return [picture["bytes"] or picture["path"] for picture in pictures]
+def _read(read: Callable[[str | Path | bytes], Any], picture: Any, folder: str | Path) -> Any:
+    source = (picture.get("bytes") or picture.get("path")) if isinstance(picture, dict) else picture
+    if not isinstance(source, (str, bytes)):
+        raise ImageError(f"A row has {str(picture)[:60]!r} for a picture; expected a file's name or its content.")
+    try:
+        return read(Path(folder) / source if isinstance(source, str) else source)
+    except OSError as error:
+        raise ImageError(f"A picture cannot be opened: {error.strerror or error}.") from error
 
 
-def picture_name(cell: Any, number: int) -> str:
-    """What to call a row's picture: its file, or the row's number where there is none."""
-    return str((isinstance(cell, dict) and cell["path"]) or f"row {number}")
+def picture_name(cell: Any, number: int | str) -> str:
+    """What to call a row's picture: its (first) file, or the row's number where there is none."""
+    first = next(iter(picture_cells(cell)), None)
+    name = first.get("path") if isinstance(first, dict) else first
+    return name if isinstance(name, str) and name else f"row {number}"
 
 
-__all__ = ["load_rows", "open_pictures", "picture_name", "picture_sizes"]
+__all__ = [
+    "FILE_FORMATS",
+    "Rows",
+    "check_columns",
+    "check_pictures",
+    "load_rows",
+    "open_pictures",
+    "picture_cells",
+    "picture_name",
+    "picture_sizes",
+    "read_rows",
+    "undecoded",
+]

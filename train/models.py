@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-import scenes_ett
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
-from .data import FolderExamples, SceneExamples
+from .data import Examples, Stream
 from .initialization import start_linear
 from .recipes import ModelSection, Recipe, suggestion
 
 
 def build_model(
-    recipe: Recipe, examples: SceneExamples | FolderExamples
+    recipe: Recipe, examples: Examples | Stream
 ) -> tuple[IBQModel | ETTForConditionalGeneration, ETTProcessor | ETTImageProcessor]:
     """The model that training starts from, and what prepares its inputs."""
     section = recipe.model
@@ -39,7 +38,7 @@ def build_model(
         )
     vision_tokenizer = build_tokenizer(section.vision_tokenizer)
     if isinstance(section.language_model, dict):
-        text_tokenizer = build_word_tokenizer(vocabulary_of(examples))
+        text_tokenizer = build_word_tokenizer(examples.texts())
         language_model = new_language_model(section.language_model, text_tokenizer)
     else:
         text_tokenizer = AutoTokenizer.from_pretrained(section.language_model)
@@ -135,17 +134,6 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
         **fields,
     )
     return AutoModelForCausalLM.from_config(config)
-
-
-def vocabulary_of(examples: SceneExamples | FolderExamples) -> list[str]:
-    """Every word that a word-level tokenizer needs for these examples."""
-    if isinstance(examples, SceneExamples):
-        return scenes_ett.vocabulary()
-    if examples.text_column not in examples.rows.column_names:
-        raise ValueError(
-            "A new language model takes its vocabulary from captions; these data have conversations only."
-        )
-    return list(examples.rows[examples.text_column])
 
 
 def require_model_folder(path: str, expected: str):

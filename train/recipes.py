@@ -1,6 +1,7 @@
 """Recipes: a stage of training as a short YAML file, with overrides from the command line."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ class DataSection:
     """What is learned from.
 
     Args:
-        source: `scenes`, or a folder, file or Hub name that datasets can load.
+        source: `scenes`, or a folder, a file (JSON, JSON lines, Parquet, CSV, tar), a pattern of files, or a Hub name
+            that datasets can load.
+        mixture: In place of one source, several by name, each a section of [`MIXTURE_FIELDS`] that take the place of
+            these: `weight`, in proportion to which examples are drawn, by default 1, and `source`, `split`, columns.
         split: Split of it.
         length: Number of scenes.
         in_memory: Prepare every example once, before training; pictures become codes where the tokenizer is frozen.
@@ -58,10 +62,15 @@ class DataSection:
         independent_turns: Turns of a conversation share its picture, but do not see one another (chat).
         prompt_dropout: Share of examples without their prompt (drawing).
         max_length: Longest sequence, in tokens.
-        image_column, text_column, messages_column: Columns of the user's own data.
+        image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
+            picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
+        image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        streaming: Read the data while training goes on, without an end and without a copy of them.
+        shuffle_rows: Rows that a streaming reader holds undecoded and mixes with one another.
     """
 
     source: str | None = None
+    mixture: dict[str, dict[str, Any]] | None = None
     split: str = "train"
     length: int = 10_000
     in_memory: bool = False
@@ -72,6 +81,9 @@ class DataSection:
     image_column: str = "image"
     text_column: str = "text"
     messages_column: str = "messages"
+    image_folder: str | None = None
+    streaming: bool = False
+    shuffle_rows: int = 1000
 
 
 @dataclass
@@ -92,6 +104,12 @@ class Recipe:
     data: DataSection = field(default_factory=DataSection)
     training: dict[str, Any] = field(default_factory=dict)
 
+
+MIXTURE_FIELDS = (
+    *("weight", "source", "split", "length", "questions_per_scene"),
+    *("image_column", "text_column", "messages_column", "image_folder"),
+)
+"""What an entry of `data.mixture` may say of its own."""
 
 TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
 
@@ -130,6 +148,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             raise ValueError(f"The value of the override '{override}' is no YAML: {error}") from error
         _set(values, key, value)
     recipe = _build(Recipe, values, "")
+    _check_mixture(recipe.data.mixture)
     for key in recipe.training:
         if key not in TRAINING_FIELDS:
             raise ValueError(f"The recipe has an unknown field 'training.{key}'.{suggestion(key, TRAINING_FIELDS)}")
@@ -178,7 +197,24 @@ def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     return section_class(**built)
 
 
-def suggestion(name: str, known: list[str]) -> str:
+def _check_mixture(mixture: Any):
+    """Raises `ValueError` where it is no mapping of names to sections with known fields."""
+    if mixture is None:
+        return
+    if not isinstance(mixture, dict) or not all(isinstance(entry, dict) for entry in mixture.values()):
+        raise ValueError(
+            f"The recipe's 'data.mixture' is {mixture!r}; it is a mapping of names to sections such as "
+            "{source: FOLDER, weight: 2}."
+        )
+    for name, entry in mixture.items():
+        for key in entry:
+            if key not in MIXTURE_FIELDS:
+                raise ValueError(
+                    f"The recipe has an unknown field 'data.mixture.{name}.{key}'.{suggestion(key, MIXTURE_FIELDS)}"
+                )
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
     """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."

@@ -25,7 +25,16 @@ from processing_ett import ETTImageProcessor, ETTProcessor
 from .arguments import ETTTrainingArguments
 from .checkpoints import newest_checkpoint
 from .codebook import count_codes, resize_codebook
-from .data import TASKS, ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .data import (
+    ETTCollator,
+    Examples,
+    InMemoryDataset,
+    PreparedDataset,
+    PreparedStream,
+    Stream,
+    build_examples,
+    describe_data,
+)
 from .discriminator import PatchDiscriminator, load_discriminator
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
@@ -118,10 +127,10 @@ def run_recipe(
             "steps": trainer.state.global_step,
             "seconds": time.monotonic() - start,
             "versions": library_versions(),
-            "data": describe_data(recipe),
+            "data": describe_data(recipe.data),
             "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
-            "skipped_images": getattr(examples, "skipped", {}),
+            "skipped_images": getattr(trainer.stream_loader or examples, "skipped", {}),
             "results": [],
             "history": trainer.state.log_history,
         }
@@ -185,33 +194,14 @@ def training_arguments(recipe: Recipe, work: Path, seed: int) -> ETTTrainingArgu
 # Data
 
 
-def build_examples(recipe: Recipe, seed: int) -> SceneExamples | FolderExamples:
-    """The examples of the recipe's `data` section."""
-    if recipe.task not in TASKS:
-        raise ValueError(f"The recipe's task is {recipe.task!r}; expected one of {', '.join(TASKS)}.")
-    data = recipe.data
-    if data.source is None:
-        raise ValueError(
-            "This recipe needs data: give data.source=FOLDER (pictures with a metadata.jsonl), any data set that "
-            "datasets can load, or data.source=scenes."
-        )
-    if data.source == "scenes":
-        return SceneExamples(
-            recipe.task, seed, data.split, data.length, data.questions_per_scene, data.independent_turns
-        )
-    return FolderExamples(
-        data.source, recipe.task, data.split, data.image_column, data.text_column, data.messages_column
-    )
-
-
 def build_dataset(
     recipe: Recipe,
-    examples: SceneExamples | FolderExamples,
+    examples: Examples | Stream,
     model: IBQModel | ETTForConditionalGeneration,
     processor: ETTProcessor | ETTImageProcessor,
     seed: int,
     progress: bool = True,
-) -> PreparedDataset | InMemoryDataset:
+) -> PreparedDataset | InMemoryDataset | PreparedStream:
     """The examples as the trainer takes them."""
     prepared = PreparedDataset(
         examples,
@@ -222,18 +212,12 @@ def build_dataset(
         recipe.data.max_length,
         recipe.data.independent_turns,
     )
+    if recipe.data.streaming:
+        return PreparedStream(examples, prepared)
     if not recipe.data.in_memory:
         return prepared
     frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
     return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
-
-
-def describe_data(recipe: Recipe) -> str:
-    """The data in a sentence, or its name."""
-    data = recipe.data
-    if data.source == "scenes":
-        return f"{data.length} scenes of the embedded data set (split {data.split}), drawn by the seed"
-    return data.source
 
 
 # Starting points

@@ -3,13 +3,13 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from transformers import Trainer, TrainerCallback
@@ -138,7 +138,11 @@ def text_of(tokens: list[int], trainer: Trainer) -> str:
 
 def first_examples(dataset: Dataset, number: int) -> list[Item]:
     """The first prepared examples, up to `number`."""
-    return [dataset[index] for index in range(min(number, len(dataset)))]
+    return list(itertools.islice(_items(dataset), number))
+
+
+def _items(dataset: Dataset) -> Iterable[Item]:
+    return dataset if isinstance(dataset, IterableDataset) else (dataset[index] for index in range(len(dataset)))
 
 
 def first_pictures(dataset: Dataset, number: int) -> torch.Tensor:
@@ -148,8 +152,8 @@ def first_pictures(dataset: Dataset, number: int) -> torch.Tensor:
         ValueError: The examples have no pictures.
     """
     pictures: list[torch.Tensor] = []
-    for index in range(len(dataset)):
-        pictures += dataset[index].get("pixel_values", ())
+    for item in _items(dataset):
+        pictures += item.get("pixel_values", ())
         if len(pictures) >= number:
             break
     if not pictures:

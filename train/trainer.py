@@ -29,6 +29,7 @@ from .discriminator import PatchDiscriminator
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .samples import SamplesCallback
+from .stream_loader import StreamingTrainer
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 
@@ -63,7 +64,7 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
     return {part: (sum(p.numel() for p in parameters), part in parts) for part, parameters in available.items()}
 
 
-class ETTTrainer(CheckpointingTrainer):
+class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
     """Trains an [`IBQModel`] by equation 1, or an [`ETTForConditionalGeneration`] by equation 3 and its special cases.
 
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or

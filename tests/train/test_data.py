@@ -236,7 +236,7 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
     examples = FolderExamples(str(folder), "caption")
-    with caplog.at_level(logging.WARNING, logger="train.data.sources"):
+    with caplog.at_level(logging.WARNING, logger="train.data.skipped"):
         read = [examples[index] for index in range(len(examples))]
     assert {image.mode for example in read for image in example["images"]} == {"RGB"}
     assert {len(example["images"]) for example in read} == {1}
@@ -247,8 +247,8 @@ def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips
     assert levels.min() == 0 and levels.max() == 255 and 120 < levels.mean() < 135
     assert sorted(name.rsplit("/")[-1] for name in examples.skipped) == ["broken.jpg", "cut.jpg"]
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "Skipped picture 1",
-        "Skipped picture 2",
+        "Skipped example 1",
+        "Skipped example 2",
     ]
 
 
@@ -302,7 +302,7 @@ def test_a_folder_of_unreadable_pictures_is_an_error(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"nothing")
     examples = FolderExamples(str(tmp_path), "reconstruction")
-    with pytest.raises(ValueError, match=r"None of the 2 pictures of .* can be read"):
+    with pytest.raises(ValueError, match=r"None of the 2 examples of .* can be read"):
         examples[0]
 
 

@@ -46,7 +46,8 @@ class PreparedDataset(Dataset):
     examples that have these instead of pictures.
 
     Args:
-        examples (`Dataset`): [`SceneExamples`] or [`FolderExamples`].
+        examples (`Dataset`): [`SceneExamples`], [`FolderExamples`], [`MixedExamples`], or a stream, of which
+            [`PreparedStream`] then prepares one example after the other.
         processor ([`ETTProcessor`], or [`ETTImageProcessor`] for reconstruction).
         prompt_dropout (`float`): Share of examples whose text is left out, for guidance (drawing).
         max_length (`int`): Longer sequences are an error: cutting one would tear a picture or an answer apart.
@@ -76,8 +77,15 @@ class PreparedDataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
-        if self.prompt_dropout and np.random.default_rng((self.seed, index)).random() < self.prompt_dropout:
+        return self.prepare(self.examples[index], index)
+
+    def prepare(self, example: dict[str, Any], number: int) -> dict[str, Any]:
+        """One example in numbers; on its `number` depends whether its prompt is left out.
+
+        Raises:
+            ValueError: It is too long, has words beyond the vocabulary, or not one placeholder for each picture.
+        """
+        if self.prompt_dropout and np.random.default_rng((self.seed, number)).random() < self.prompt_dropout:
             example = {**example, "text": ""}
         prepared: dict[str, Any] = {"name": example["name"]} if "name" in example else {}
         if self.task != "reconstruction":

@@ -4,17 +4,16 @@ An *example* is a dict: `name` (for reports), `images` (a list of pictures) and,
 """
 
 import itertools
-import logging
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 import scenes_ett
-from processing_ett import CAPTION_PROMPT, ImageError
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+from processing_ett import CAPTION_PROMPT
 
-logger = logging.getLogger(__name__)
+from .rows import UNUSABLE, open_rows
+from .skipped import SkippedRows
 
 QUESTION_ORDER = (
     *("position", "colour", "shape", "position", "count"),
@@ -66,6 +65,10 @@ class SceneExamples(Dataset):
             example["messages"] = self._conversation(scene, rng)
         return example
 
+    def texts(self) -> list[str]:
+        """Every word that a word-level tokenizer has to know."""
+        return scenes_ett.vocabulary()
+
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
         """Questions and answers, and for about every fourth picture a request for a caption."""
         questions = scenes_ett.questions(scene, rng)
@@ -97,35 +100,37 @@ def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str,
 
 class FolderExamples(Dataset):
     """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets),
-    or any data set that [`datasets.load_dataset`] takes.
+    JSON, Parquet or tar files (webdataset), or any data set that [`datasets.load_dataset`] takes.
 
-    A picture that cannot be read is skipped, named and counted: the next readable one takes its place.
+    A row that cannot be used (a picture that cannot be read, placeholders that do not fit the pictures) is skipped,
+    named and counted: the next usable one takes its place.
 
     Args:
-        path (`str`): Folder, file or name on the Hub.
-        text_column (`str`): Column of captions or prompts; not read for reconstruction or chat.
-        messages_column (`str`): Column of conversations, lists of `role` and `content`.
+        path (`str`): Folder, file, pattern of files or name on the Hub.
+        columns: Further arguments of [`open_rows`]: `split`, `image_column`, `text_column`, `messages_column`,
+            `image_folder`, `seed`.
+
+    Attributes:
+        skipped (`dict[str, str]`): Rows that were skipped, by name, and why; damaged tars too.
 
     Raises:
-        ValueError: There is nothing to learn from, or a column is missing.
+        ValueError: There is nothing to learn from, a column is missing, or one of the first rows cannot be used.
     """
 
-    def __init__(
-        self,
-        path: str,
-        task: str,
-        split: str = "train",
-        image_column: str = "image",
-        text_column: str = "text",
-        messages_column: str = "messages",
-    ):
-        self.path, self.task = path, task
-        self.image_column, self.text_column, self.messages_column = image_column, text_column, messages_column
-        needed = {"reconstruction": (image_column,), "text": (text_column,), "chat": (messages_column,)}
-        columns = needed.get(task, (image_column, text_column))
-        options = "data.image_column, data.text_column or data.messages_column"
-        self.rows = load_rows(path, split, image_column, columns, options)
-        self.skipped: dict[str, str] = {}
+    def __init__(self, path: str, task: str, **columns: Any):
+        self.path = path
+        self.rows, self.reader = open_rows(path, task, **columns)
+        self._skipped = SkippedRows()
+        for shard, cause in getattr(self.rows, "damaged", {}).items():
+            self._skipped.note(shard, f"Only its beginning can be read: {cause}.")
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        return self._skipped.reasons
+
+    def take_skipped(self) -> dict[str, str]:
+        """As [`SkippedRows.take`]."""
+        return self._skipped.take()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,27 +139,26 @@ class FolderExamples(Dataset):
         for offset in range(len(self)):
             number = (index + offset) % len(self)
             row = self.rows[number]
-            name = picture_name(row.get(self.image_column), number)
+            name = self.reader.name(row, number)
             try:
-                return {"name": name, **self._example(row)}
-            except ImageError as error:
-                if name not in self.skipped:
-                    self.skipped[name] = str(error)
-                    logger.warning("Skipped picture %d: %s (%s)", len(self.skipped), name, error)
-        raise ValueError(f"None of the {len(self)} pictures of '{self.path}' can be read.")
+                return self.reader(row, name)
+            except UNUSABLE as error:
+                self._skipped.note(name, str(error))
+        raise ValueError(f"None of the {len(self)} examples of '{self.path}' can be read.")
 
-    def _example(self, row: dict[str, Any]) -> dict[str, Any]:
-        cell = row.get(self.image_column) if self.task != "text" else None
-        example: dict[str, Any] = {"images": open_pictures(cell)}
-        if self.task == "chat":
-            example["messages"] = row[self.messages_column]
-        elif self.task != "reconstruction":
-            example["text"] = row[self.text_column]
-            if not isinstance(example["text"], str):
-                raise ValueError(
-                    f"'{self.path}' has an example whose {self.text_column!r} is {example['text']!r}; expected text."
-                )
-        return example
+    def texts(self) -> list[str]:
+        """Every text that a word-level tokenizer has to know.
+
+        Raises:
+            ValueError: There are no captions or prompts.
+        """
+        column = self.reader.text_column
+        if column not in getattr(self.rows, "column_names", ()):
+            raise ValueError(
+                "A new language model takes its vocabulary from captions in a column; these data have none."
+            )
+        cells = self.rows[column]
+        return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell]) if text]
 
 
 __all__ = ["FolderExamples", "SceneExamples"]

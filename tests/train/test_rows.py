@@ -1,0 +1,256 @@
+"""Where examples come from: files of every form, columns of every name, pictures by file name and in tars."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pytest
+from PIL import Image
+
+from train import FolderExamples, load_recipe, run_recipe
+from train.data import MixedExamples, SceneExamples, build_examples
+from train.data.mixture import shares
+from train.data.rows import open_rows
+
+
+def png(red):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def red(picture):
+    return picture.getpixel((0, 0))[0]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of five pictures, `0.png` to `4.png`, with their numbers for their reds."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(png(number))
+    return folder
+
+
+def write_lines(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def llava(value, answer="Red.", **more):
+    return {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": answer}], **more}
+
+
+# JSON
+
+
+def test_llavas_json_names_its_pictures_and_mixes_rows_of_none_one_and_several(pictures):
+    rows = [
+        llava("<image>\nWhat?", image="0.png"),
+        llava("<image><image>\nWhich?", image=["1.png", "2.png"]),
+        llava("Hello."),
+    ]
+    (pictures / "llava.json").write_text(json.dumps(rows))
+    examples = FolderExamples(str(pictures / "llava.json"), "chat")
+    read = [examples[index] for index in range(3)]
+    assert [[red(picture) for picture in example["images"]] for example in read] == [[0], [1, 2], []]
+    assert [example["name"] for example in read] == ["0.png", "1.png", "row 2"]
+    assert read[0]["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
+
+
+def test_messages_with_a_list_of_images_are_read_too(pictures):
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Red."}]
+    path = write_lines(pictures / "chat.jsonl", [{"images": ["3.png"], "messages": messages}])
+    assert [red(picture) for picture in FolderExamples(path, "chat")[0]["images"]] == [3]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_of_pictures_may_be_relative_to_another_folder(pictures, tmp_path, streaming):
+    path = write_lines(tmp_path / "captions.jsonl", [{"image": "4.png", "text": "red"}])
+    overrides = [f"data.source={path}", f"data.image_folder={pictures}", f"data.streaming={streaming}"]
+    recipe = load_recipe("stage2_semantic", [*overrides, "training.max_steps=1"])
+    examples = build_examples(recipe, 0)
+    example = next(examples.read(0, 1))[0] if streaming else examples[0]
+    assert [red(picture) for picture in example["images"]] == [4]
+
+
+def test_an_image_folder_that_is_none_is_an_error(pictures):
+    with pytest.raises(ValueError, match=r"data\.image_folder is 'absent', which is no folder"):
+        open_rows(str(pictures), "reconstruction", image_folder="absent")
+
+
+def test_a_missing_picture_is_skipped_and_named(pictures):
+    path = write_lines(pictures / "a.jsonl", [{"image": name, "text": "red"} for name in ("absent.png", "1.png")])
+    examples = FolderExamples(path, "caption")
+    assert red(examples[0]["images"][0]) == 1
+    assert list(examples.skipped) == ["absent.png"] and "is missing" in examples.skipped["absent.png"]
+
+
+def test_conversations_that_do_not_fit_are_refused_at_the_start_and_skipped_later(pictures):
+    good, bad = llava("<image>\nWhat?", image="0.png"), llava("What?", image="1.png")
+    with pytest.raises(ValueError, match=r"1\.png: The conversation has 0 placeholders <image> and the row has 1"):
+        FolderExamples(write_lines(pictures / "early.jsonl", [good, bad]), "chat")
+    late = FolderExamples(write_lines(pictures / "late.jsonl", [good] * 100 + [bad]), "chat")
+    assert late[100]["name"] == "0.png"
+    assert list(late.skipped) == ["1.png"]
+
+
+def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(pictures):
+    rows = [{"image": f"{number}.png", "text": ["a", "b", "c"]} for number in range(5)] * 4
+    path = write_lines(pictures / "captions.jsonl", rows)
+    drawn = [FolderExamples(path, "caption", seed=seed)[index]["text"] for seed in range(6) for index in range(5)]
+    assert set(drawn) == {"a", "b", "c"}
+    again = FolderExamples(path, "caption", seed=2)
+    assert [again[index]["text"] for index in range(5)] == drawn[10:15]
+    (stream, reader) = open_rows(path, "caption", seed=2, streaming=True)
+    assert [reader(row, reader.name(row, 0))["text"] for row in stream.take(5)] == drawn[10:15]
+
+
+# Other files
+
+
+def test_parquet_holds_its_pictures(tmp_path):
+    rows = {"image": [{"bytes": png(9), "path": None}], "text": ["red"]}
+    parquet = tmp_path / "one.parquet"
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False)).to_parquet(parquet)
+    for path in (str(parquet), str(tmp_path), str(tmp_path / "*.parquet")):
+        assert red(FolderExamples(path, "caption")[0]["images"][0]) == 9
+
+
+def test_a_file_of_another_kind_is_an_error_that_names_those_there_are(tmp_path):
+    (tmp_path / "notes.docx").write_text("mine")
+    with pytest.raises(ValueError, match=r"is no file that is read as a data set; expected one of \.json, \.jsonl"):
+        FolderExamples(str(tmp_path / "notes.docx"), "caption")
+
+
+# Webdatasets
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            information = tarfile.TarInfo(name)
+            information.size = len(content)
+            tar.addfile(information, io.BytesIO(content))
+    return str(path)
+
+
+def test_a_tars_picture_may_have_any_suffix_and_its_text_stands_under_txt(tmp_path):
+    members = {"a/1.PNG": png(1), "a/1.txt": b"one", "a/2.jpg": png(2), "a/2.txt": b"two", "a/2.json": b"{}"}
+    examples = FolderExamples(write_tar(tmp_path / "a.tar", members), "caption")
+    read = [examples[index] for index in range(2)]
+    assert [(example["name"], example["text"], red(example["images"][0])) for example in read] == [
+        ("a/1", "one", 1),
+        ("a/2", "two", 2),
+    ]
+
+
+def test_fields_of_a_tars_json_are_columns(tmp_path):
+    fields = {"title": "red", **llava("<image>\nWhat?")}
+    path = write_tar(tmp_path / "a.tar", {"1.webp": png(1), "1.json": json.dumps(fields).encode()})
+    assert FolderExamples(path, "caption", text_column="title")[0]["text"] == "red"
+    assert FolderExamples(path, "chat")[0]["messages"][1] == {"role": "assistant", "content": "Red."}
+
+
+def test_a_column_that_no_json_of_a_tar_has_is_an_error_that_names_those_there_are(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"1.png": png(1), "1.json": b'{"title": "red"}'})
+    with pytest.raises(ValueError, match=r"1: The row has no 'text', but .*'title'.*Name yours with data"):
+        FolderExamples(path, "caption")
+
+
+def test_a_cut_off_tar_is_read_as_far_as_it_goes_and_named(tmp_path):
+    members = {f"{number}.{suffix}": content for number in range(3) for suffix, content in (("png", png(number)),)}
+    path = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path) as tar:
+        cut = tar.getmember("2.png").offset_data + 10
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:cut])
+    examples = FolderExamples(path, "reconstruction")
+    assert len(examples) == 2
+    assert "cut off within '2.png'" in examples.skipped[path]
+
+
+def test_a_corrupt_picture_of_a_tar_is_skipped_and_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"1.png": b"nothing", "1.txt": b"one", "2.png": png(2), "2.txt": b"two"})
+    examples = FolderExamples(path, "caption")
+    assert examples[0]["text"] == "two" and list(examples.skipped) == ["1"]
+
+
+# Mixtures
+
+
+def test_a_mixture_has_exact_shares_and_shows_examples_equally_often():
+    sources = {"a": SceneExamples("text", 0, "train", 30), "b": SceneExamples("text", 0, "train", 10)}
+    mixed = MixedExamples(sources, {"a": 1, "b": 1})
+    names = [mixed[index]["name"] for index in range(len(mixed))]
+    counts = {name: names.count(name) for name in names}
+    assert len(names) == 40
+    assert sum(name.startswith("a: ") for name in names) == 20
+    assert {count for name, count in counts.items() if name.startswith("b: ")} == {2}
+    assert {count for name, count in counts.items() if name.startswith("a: ")} == {1}
+
+
+def test_a_mixture_is_in_a_mixed_order_that_the_seed_decides():
+    def order(seed):
+        sources = {name: SceneExamples("text", 0, "train", 20) for name in "ab"}
+        mixed = MixedExamples(sources, {"a": 1, "b": 2}, seed)
+        return [mixed[index]["name"] for index in range(40)]
+
+    assert order(0) == order(0) != order(1)
+    assert order(0) != sorted(order(0))
+
+
+def test_shares_are_whole_numbers_that_add_up():
+    assert shares(10, [1, 1, 1]) == [4, 3, 3]
+    assert shares(7, [0.2, 0.3]) == [3, 4]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_recipe_mixes_sources_each_with_columns_of_its_own(pictures, tmp_path, streaming):
+    one = write_lines(pictures / "one.jsonl", [{"image": "1.png", "title": "red"}])
+    two = write_lines(pictures / "two.jsonl", [{"photo": "2.png", "text": "blue"}])
+    recipe = load_recipe(
+        "stage2_semantic",
+        [
+            f"data.mixture={{one: {{source: '{one}', text_column: title}}, two: {{source: x, image_column: photo}}}}",
+            f"data.mixture.two.source={two}",
+            "data.mixture.two.weight=3",
+            f"data.streaming={streaming}",
+            "training.max_steps=1",
+        ],
+    )
+    examples = build_examples(recipe, 0)
+    read = zip(range(20), examples.read(0, 1), strict=False) if streaming else enumerate(examples)
+    found = {(example["text"] if not streaming else example[0]["text"]) for _, example in read}
+    assert found == {"red", "blue"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.mixture={a: {sorce: x}}", "unknown field 'data.mixture.a.sorce'. Did you mean 'source'?"),
+        ("data.mixture=[a]", "'data.mixture' is ['a']; it is a mapping of names to sections"),
+        ("data.mixture={a: folder}", "it is a mapping of names to sections"),
+    ],
+)
+def test_what_is_wrong_in_a_mixture_is_named(override, message):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("stage2_semantic", [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.source=a", "data.mixture={b: {source: c}}"], r"has data\.source \('a'\) and data\.mixture \(b\)"),
+        (["data.mixture={b: {source: scenes, weight: 0}}"], r"data\.mixture\.b\.weight is 0; expected a number above"),
+        (["data.mixture={b: {source: ./absent}}"], r"data\.mixture\.b: './absent' could not be read"),
+        (["data.mixture={b: {weight: 1}}"], r"data\.mixture\.b: This recipe needs data"),
+    ],
+)
+def test_a_mixture_that_cannot_be_used_is_refused_before_any_weight_is_loaded(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run_recipe("stage2_semantic", ["model.path=./no-model", *overrides], tmp_path / "out")

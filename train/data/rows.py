@@ -1,0 +1,173 @@
+"""Rows of the user's own data, and how one becomes an example."""
+
+import itertools
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from processing_ett import ImageError
+from processing_ett.picture_rows import (
+    Rows,
+    check_columns,
+    check_pictures,
+    open_pictures,
+    picture_cells,
+    picture_name,
+    read_rows,
+    undecoded,
+)
+
+from .conversations import ExampleError, read_conversation
+from .tars import TarRows, find_tars, unify_row
+
+OPTIONS = "data.image_column, data.text_column or data.messages_column"
+ALIASES = {"image": "images", "messages": "conversations"}
+"""What a column is also called; this is read where a data set has it and not the other."""
+
+FIRST_ROWS = 100
+"""How many rows are looked at before anything else is done."""
+
+UNUSABLE = (ExampleError, ImageError)
+"""What makes a row one that is skipped, counted and named."""
+
+
+@dataclass
+class RowReader:
+    """Makes examples of rows: `name`, `images` and, by task, `text` or `messages`.
+
+    Args:
+        path (`str`): What errors call the data set.
+        image_folder (`str`): Folder to which names of pictures' files are relative.
+        text_column (`str`): Of captions or prompts; where it holds several, one is drawn by the seed and the row's
+            name, the same in every epoch.
+        messages_column (`str`): Of conversations ([`read_conversation`]).
+        is_tar (`bool`): Rows are those of a webdataset ([`unify_row`]).
+    """
+
+    path: str
+    task: str
+    image_column: str = "image"
+    text_column: str = "text"
+    messages_column: str = "messages"
+    image_folder: str = ""
+    seed: int = 0
+    is_tar: bool = False
+
+    def name(self, row: dict[str, Any], number: int | str) -> str:
+        """What to call a row: its picture's file, or its key or number."""
+        return row.get("__key__") or picture_name(row.get(self.image_column), number)
+
+    def __call__(self, row: dict[str, Any], name: str) -> dict[str, Any]:
+        """
+        Raises:
+            ExampleError, ImageError: The row cannot be learned from.
+        """
+        row, cell = self._open(row)
+        texts = self._texts(row, len(picture_cells(cell)), name)
+        return {"name": name, "images": open_pictures(cell, self.image_folder), **texts}
+
+    def check(self, rows: Iterable[dict[str, Any]]):
+        """Looks at rows whose pictures it does not open.
+
+        Raises:
+            ValueError: One cannot be learned from.
+        """
+        for number, row in enumerate(itertools.islice(rows, FIRST_ROWS)):
+            name = self.name(row, number)
+            try:
+                row, cell = self._open(row)
+                self._texts(row, len(picture_cells(cell)), name)
+            except ExampleError as error:
+                raise ValueError(f"'{self.path}', {name}: {error}") from error
+
+    def _open(self, row: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """The row with the columns that all data sets have, and what its image column holds."""
+        row = unify_row(row) if self.is_tar else row
+        return row, row.get(self.image_column) if self.task != "text" else None
+
+    def _texts(self, row: dict[str, Any], num_pictures: int, name: str) -> dict[str, Any]:
+        if self.task == "chat":
+            column = self.messages_column
+            if self.is_tar and column not in row:
+                column = ALIASES.get(column, column)
+            return {"messages": read_conversation(self._cell(row, column), num_pictures)}
+        if self.task != "text" and not num_pictures:
+            raise ExampleError(f"The row has no picture in {self.image_column!r}.")
+        if self.task == "reconstruction":
+            return {}
+        text = self._cell(row, self.text_column)
+        if isinstance(text, list) and text:
+            rng = np.random.default_rng((self.seed, zlib.crc32(name.encode())))
+            text = text[rng.integers(len(text))]
+        if not isinstance(text, str) or not (text or self.task == "drawing"):
+            raise ExampleError(f"Its {self.text_column!r} is {str(text)[:60]!r}; expected text.")
+        return {"text": text}
+
+    def _cell(self, row: dict[str, Any], column: str) -> Any:
+        if column not in row:
+            raise ExampleError(
+                f"The row has no {column!r}, but {', '.join(sorted(map(repr, row)))}. Name yours with {OPTIONS}."
+            )
+        return row[column]
+
+
+def open_rows(
+    path: str,
+    task: str,
+    split: str = "train",
+    image_column: str = "image",
+    text_column: str = "text",
+    messages_column: str = "messages",
+    image_folder: str | None = None,
+    seed: int = 0,
+    streaming: bool = False,
+) -> tuple[Rows | TarRows | list[str], RowReader]:
+    """The rows of a data set and what makes examples of them. Of local tars, when streaming, their paths.
+
+    Raises:
+        ValueError: The data set cannot be read or is empty, a column is missing, or one of the first rows cannot be
+            learned from.
+    """
+    if image_folder is not None and not Path(image_folder).is_dir():
+        raise ValueError(f"data.image_folder is '{image_folder}', which is no folder.")
+    tars = find_tars(path)
+    if tars:
+        reader = RowReader(path, task, image_column, text_column, messages_column, "", seed, is_tar=True)
+        rows = TarRows(tars[:1] if streaming else tars)
+        if not len(rows):
+            causes = "; ".join(f"{path}: {cause}" for path, cause in rows.damaged.items())
+            raise ValueError(f"'{path}' holds no examples. {causes}".strip())
+        reader.check(rows[index] for index in range(len(rows)))
+        return tars if streaming else rows, reader
+    rows = read_rows(path, split, streaming)
+    # Of data sets that are made row by row, columns are known only from a row.
+    columns = rows.column_names or list(next(iter(rows), {}))
+    image_column, messages_column = (
+        ALIASES.get(column, column) if column not in columns and ALIASES.get(column) in columns else column
+        for column in (image_column, messages_column)
+    )
+    reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or _folder(path), seed)
+    reader.is_tar = "__key__" in columns
+    if not reader.is_tar:
+        needed = {"reconstruction": (image_column,), "text": (text_column,), "chat": (messages_column,)}
+        check_columns(path, columns, image_column, needed.get(task, (image_column, text_column)), OPTIONS)
+        if task != "text" and rows.features and image_column in rows.features:
+            check_pictures(path, rows.features, image_column, OPTIONS)
+    rows = undecoded(rows)
+    first = list(rows.take(FIRST_ROWS))
+    if not first:
+        raise ValueError(f"'{path}' holds no examples.")
+    reader.check(first)
+    return rows, reader
+
+
+def _folder(path: str) -> str:
+    """The folder of a local data set, to which the names of files in it are relative."""
+    return path if Path(path).is_dir() else str(Path(path).parent)
+
+
+__all__ = ["UNUSABLE", "RowReader", "open_rows"]
