@@ -31,7 +31,7 @@ class ETTTrainingArguments(TrainingArguments):
         part_learning_rates, muon_rate_factor, ema_decay.
 
     Parameters that control what is shown of a model that learns:
-        sample_steps.
+        sample_steps, peak_flops.
     """
 
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay; the paper's Adam has none."})
@@ -101,6 +101,11 @@ class ETTTrainingArguments(TrainingArguments):
     sample_steps: int = field(
         default=0,
         metadata={"help": "Steps from one sample of answers, drawings or reconstructions to the next; 0 for none."},
+    )
+
+    peak_flops: float | None = field(
+        default=None,
+        metadata={"help": "FLOP/s of a device at its best, for the log's mfu; by default those of known GPUs."},
     )
 
     def __post_init__(self):

@@ -220,7 +220,7 @@ class SamplesCallback(TrainerCallback):
         folder = Path(args.output_dir) / FOLDER_NAME
         folder.mkdir(parents=True, exist_ok=True)
         for sampler in self.samplers:
-            with undisturbed(self.trainer):
+            with self.trainer.throughput.paused(), undisturbed(self.trainer):
                 sheet, lines = sampler.draw(self.trainer)
             self._show(folder / f"{sampler.name}-{state.global_step:06d}", sheet, lines)
             for board in self.trainer.callback_handler.callbacks:

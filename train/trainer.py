@@ -26,6 +26,7 @@ from .average import AverageCallback, exchanged_weights, start_average
 from .board import BoardCallback
 from .checkpoints import CheckpointingTrainer
 from .discriminator import PatchDiscriminator
+from .figures import Throughput, gradient_norm, learning_rates
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .samples import SamplesCallback
@@ -109,6 +110,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
             self.add_callback(BoardCallback())
         if args.sample_steps:
             self.add_callback(SamplesCallback(self))
+        self.throughput = Throughput(self)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
 
@@ -124,7 +126,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
                     f"part_learning_rates names {', '.join(unknown)}; this model's parts are {', '.join(parts)}."
                 )
             groups = [
-                {"params": trained, "lr": rates.get(part, self.args.learning_rate)}
+                {"params": trained, "lr": rates.get(part, self.args.learning_rate), "part": part}
                 for part, parameters in parts.items()
                 if (trained := [parameter for parameter in parameters if parameter.requires_grad])
             ]
@@ -164,13 +166,14 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         """The generator's half of the alternation, then the discriminator's, on the same reconstructions. Gradients
         of both accumulate over micro-batches."""
+        self.throughput.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.adversary is not None and self._shown is not None:
             for name, value in self.adversary.learn(*self._shown, self._share(self._shown[0])).items():
                 self._record(name, value)
             self._shown = None
             if self.accelerator.sync_gradients:
-                self._record("discriminator_grad_norm", self.adversary.step())
+                self._record("grad_norm/discriminator", self.adversary.step())
         return loss
 
     def compute_loss(
@@ -273,7 +276,28 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
             recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
             recorded.update(codebook_statistics(self.accelerator.reduce(self._code_counts)))
             self._code_counts.zero_()
+        if "learning_rate" in logs:
+            recorded.update(learning_rates(self.optimizer))
+            if self.adversary is not None:
+                recorded["learning_rate/discriminator"] = self.adversary.optimizer.param_groups[0]["lr"]
+            recorded.update(self.throughput.take())
         super().log({**logs, **recorded}, start_time)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        """Beside the norm of all gradients, records those of the parts, before clipping."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and (self.state.global_step + 1) % self.state.logging_steps == 0:
+            limit = self.args.max_grad_norm
+            clipped = min(1.0, limit / (float(norm) + 1e-6)) if limit else 1.0
+            for part, parameters in model_parts(self.model).items():
+                if (own := gradient_norm(parameters)) is not None:
+                    self._record(f"grad_norm/{part}", own / clipped)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        is_long = self.control.should_save or self.control.should_evaluate
+        with self.throughput.paused() if is_long else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
 
 
 def mean_by_name(records: list[dict[str, float]]) -> dict[str, float]:

@@ -209,7 +209,7 @@ def test_curves_and_sheets_go_to_tensorboard(make_trainer, board):
     trainer = make_trainer(report_to="tensorboard")
     trainer.train()
     read = board()
-    for name in ("vq_loss", "discriminator_loss", "codebook_usage", "codebook_perplexity", "discriminator_grad_norm"):
+    for name in ("vq_loss", "discriminator_loss", "codebook_usage", "codebook_perplexity", "grad_norm/discriminator"):
         expected = [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
         curve = [(point.step, point.value) for point in read.Scalars(f"train/{name}")]
         assert len(curve) == 3
@@ -238,7 +238,7 @@ def test_gradient_norms_are_logged_without_a_limit_and_change_nothing(make_train
         trainer.train()
     logs = [
         [
-            (entry["grad_norm"], entry["discriminator_grad_norm"])
+            (entry["grad_norm"], entry["grad_norm/discriminator"])
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
