@@ -38,7 +38,6 @@ def convert_tokenizer(
 
 
 @command(resumable=True)
-<<<<<<< HEAD
 def recaption(
     dataset: Annotated[
         str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
@@ -50,19 +49,10 @@ def recaption(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest tokens, above samples.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampled captions.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-=======
-def tokenize(
-    dataset: Annotated[
-        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Argument(help="Folder to write: a data.source for training.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
->>>>>>> 7aeeec0 (ett tokenize: pictures of a data set to packed image codes, with the fingerprint of the tokenizer that made them)
     split: Annotated[
         str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
-<<<<<<< HEAD
     text_column: Annotated[
         str, typer.Option(help="Column of captions; the former ones move to original_ and this name.")
     ] = "text",
@@ -94,7 +84,19 @@ def tokenize(
     typer.echo(f"Wrote {output}: {report.summary()}")
     if report.read:
         typer.echo(f"{report.read / report.seconds:.2f} pictures/s.")
-=======
+
+
+@command(resumable=True)
+def tokenize(
+    dataset: Annotated[
+        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder to write: a data.source for training.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
+    split: Annotated[
+        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
     image_size: Annotated[
         int | None,
         typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
@@ -127,4 +129,3 @@ def tokenize(
         part=part,
     )
     typer.echo(f"Wrote {output}: {report.summary()}")
->>>>>>> 7aeeec0 (ett tokenize: pictures of a data set to packed image codes, with the fingerprint of the tokenizer that made them)
