@@ -24,6 +24,17 @@ def train(
 
 
 @command()
+def inspect_data(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("inspection.html"),
+    count: Annotated[int, typer.Option("-n", min=1, help="Examples in the batch.")] = 8,
+):
+    """Show a batch of a recipe's data as the model will see it."""
+    typer.echo(f"Wrote {room('train.inspection').inspect_data(recipe, overrides, output, count)}.")
+
+
+@command()
 def convert_tokenizer(
     source: Annotated[Path, typer.Argument(help="A .ckpt of SEED-Voken, or a folder of Emu3.5.", show_default=False)],
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],

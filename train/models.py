@@ -31,23 +31,58 @@ def build_model(
             section.path, **({"visual_head": True} if section.visual_head else {})
         )
         return model, ETTProcessor.from_pretrained(section.path)
-    if section.language_model is None or section.vision_tokenizer is None:
-        raise ValueError(
-            "This recipe needs a model: give model.path (an ETT model of a former stage), or both "
-            "model.vision_tokenizer and model.language_model."
-        )
+    require_parts(section)
     vision_tokenizer = build_tokenizer(section.vision_tokenizer)
+    text_tokenizer = build_text_tokenizer(section, examples)
     if isinstance(section.language_model, dict):
-        text_tokenizer = build_word_tokenizer(examples.texts())
         language_model = new_language_model(section.language_model, text_tokenizer)
     else:
-        text_tokenizer = AutoTokenizer.from_pretrained(section.language_model)
         language_model = AutoModelForCausalLM.from_pretrained(section.language_model, dtype=torch.float32)
     processor = ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
     if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
         language_model.resize_token_embeddings(len(text_tokenizer))
     model = join(language_model, vision_tokenizer, processor, section)
     return model, processor
+
+
+def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor | ETTImageProcessor:
+    """What prepares the inputs of the model that [`build_model`] builds; no weights are loaded.
+
+    Raises:
+        ValueError: The recipe names no model, or one that is missing.
+    """
+    section = recipe.model
+    if recipe.task == "reconstruction":
+        return ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
+    if section.path is not None:
+        require_model_folder(section.path, "ett")
+        return ETTProcessor.from_pretrained(section.path)
+    require_parts(section)
+    source = section.vision_tokenizer
+    with torch.device("meta"):
+        if isinstance(source, str):
+            require_model_folder(source, "IBQModel")
+            vision_tokenizer = IBQModel.from_config(IBQModel.load_config(source))
+        else:
+            vision_tokenizer = build_tokenizer(source)
+    text_tokenizer = build_text_tokenizer(section, examples)
+    return ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
+
+
+def build_text_tokenizer(section: ModelSection, examples: Examples | Stream) -> PreTrainedTokenizerBase:
+    """The language model's own, or for a new one a word-level tokenizer of the data's words."""
+    if isinstance(section.language_model, dict):
+        return build_word_tokenizer(examples.texts())
+    return AutoTokenizer.from_pretrained(section.language_model)
+
+
+def require_parts(section: ModelSection):
+    """Raises `ValueError` where the parts of a new ETT model are not given."""
+    if section.language_model is None or section.vision_tokenizer is None:
+        raise ValueError(
+            "This recipe needs a model: give model.path (an ETT model of a former stage), or both "
+            "model.vision_tokenizer and model.language_model."
+        )
 
 
 def join(
@@ -156,4 +191,4 @@ def require_model_folder(path: str, expected: str):
         raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
 
 
-__all__ = ["build_model", "changes_codebook", "join", "new_language_model"]
+__all__ = ["build_model", "build_processor", "changes_codebook", "join", "new_language_model"]

@@ -107,10 +107,7 @@ def run_recipe(
         args=args,
         discriminator=discriminator,
         train_dataset=train_dataset,
-        data_collator=ETTCollator(
-            pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
-            is_drawing=recipe.task == "drawing",
-        ),
+        data_collator=build_collator(recipe, processor),
         processing_class=processor,
     )
     trainer.remove_callback(PrinterCallback)
@@ -203,6 +200,17 @@ def build_dataset(
     progress: bool = True,
 ) -> PreparedDataset | InMemoryDataset | PreparedStream:
     """The examples as the trainer takes them."""
+    prepared = prepare_examples(recipe, examples, processor, seed)
+    if not recipe.data.in_memory:
+        return prepared
+    frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
+    return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
+
+
+def prepare_examples(
+    recipe: Recipe, examples: Examples | Stream, processor: ETTProcessor | ETTImageProcessor, seed: int
+) -> PreparedDataset | PreparedStream:
+    """The examples as numbers, which are made when they are asked for."""
     prepared = PreparedDataset(
         examples,
         recipe.task,
@@ -212,12 +220,15 @@ def build_dataset(
         recipe.data.max_length,
         recipe.data.independent_turns,
     )
-    if recipe.data.streaming:
-        return PreparedStream(examples, prepared)
-    if not recipe.data.in_memory:
-        return prepared
-    frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
-    return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
+    return PreparedStream(examples, prepared) if recipe.data.streaming else prepared
+
+
+def build_collator(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) -> ETTCollator:
+    """What makes batches of a recipe's prepared examples."""
+    return ETTCollator(
+        pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
+        is_drawing=recipe.task == "drawing",
+    )
 
 
 # Starting points
