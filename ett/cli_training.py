@@ -48,6 +48,19 @@ def convert_tokenizer(
     typer.echo(f"Wrote {output}.\n{conversion.summary()}")
 
 
+@command()
+def merge(
+    base: Annotated[
+        str, typer.Argument(help="Folder or Hub name that the adapter was trained from.", show_default=False)
+    ],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+):
+    """Merge a low-rank adapter into its model."""
+    room("train.adapters").merge_folder(base, adapter, output)
+    typer.echo(f"Wrote {output}.")
+
+
 @command(resumable=True)
 def recaption(
     dataset: Annotated[

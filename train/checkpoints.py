@@ -3,7 +3,8 @@
 - A checkpoint is written under a hidden folder, flushed to the disk and then renamed, so that `checkpoint-N` is
   complete whenever the process is killed. Old ones are renamed back into the hidden folder before they are deleted.
 - Its list of files with their sizes tells a torn copy.
-- It holds everything: weights, optimizers, schedules, averages, discriminator, scaler, random states and position.
+- It holds everything: weights (beside an adapter those that train), optimizers, schedules, averages, discriminator,
+  scaler, random states and position.
 """
 
 import json
@@ -22,6 +23,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .adapters import has_adapter, load_weights, read_adapter, save_adapter
 from .adversary import Adversary
 from .arguments import ETTTrainingArguments
 
@@ -201,18 +203,24 @@ class CheckpointingTrainer(Trainer):
             self.adversary.save(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not isinstance(self.model, ModelMixin):
+        with_adapter = has_adapter(self.model)
+        if not (with_adapter or isinstance(self.model, ModelMixin)):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             output_dir = output_dir or self.args.output_dir
-            self.model.save_pretrained(output_dir)
+            if with_adapter:
+                save_adapter(self.model, output_dir)
+            else:
+                self.model.save_pretrained(output_dir)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)
 
     # Going on
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, ModelMixin):
+        if has_adapter(self.model):
+            load_weights(self.model, read_adapter(resume_from_checkpoint))
+        elif isinstance(self.model, ModelMixin):
             self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -87,6 +87,35 @@ class DataSection:
 
 
 @dataclass
+class LoraSection:
+    """Low-rank adapters on the language model, which `language_model` in `train` then stands for; its own weights are
+    frozen. Other parts in `train` learn in full.
+
+    Args:
+        rank: Rank of the adapters; null for none, so that all weights of the language model learn.
+        alpha: The adapters' product counts `alpha / rank` times; by default `alpha` is the rank.
+        dropout: Share of an adapter's inputs left out in training.
+        target_modules: Names of the linear maps that get one, by default all of attention and MLP.
+        merge: Whether the finished folder holds a model with the adapters merged in, and they themselves below it in
+            `adapter/`; otherwise it holds the adapters alone, which load over the folder that training started from.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+    merge: bool = True
+
+    def __post_init__(self):
+        if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
+            raise ValueError(f"lora.rank is {self.rank!r}; expected a whole number above 0, or null for no adapters.")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}; expected a number above 0, or null for that of the rank.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; expected a share from 0 to below 1.")
+
+
+@dataclass
 class Recipe:
     """A stage.
 
@@ -94,6 +123,7 @@ class Recipe:
         title: One line for people.
         task: `reconstruction`, `text`, `caption`, `chat` or `drawing`.
         train: Parts that learn: `vision_tokenizer`, `index_embedding`, `projector`, `language_model`, `visual_head`.
+        lora: Adapters in place of the language model's own weights.
         training: Fields of [`ETTTrainingArguments`].
     """
 
@@ -102,6 +132,7 @@ class Recipe:
     train: list[str] = field(default_factory=list)
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -231,4 +262,4 @@ def _number(value: Any) -> Any:
     return value
 
 
-__all__ = ["DataSection", "ModelSection", "Recipe", "available_recipes", "load_recipe", "suggestion"]
+__all__ = ["DataSection", "LoraSection", "ModelSection", "Recipe", "available_recipes", "load_recipe", "suggestion"]

@@ -22,6 +22,7 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor
 
+from .adapters import ADAPTER_FOLDER, add_adapter, check_adapter, has_adapter, merge_adapter, save_adapter
 from .arguments import ETTTrainingArguments
 from .checkpoints import newest_checkpoint
 from .codebook import count_codes, resize_codebook
@@ -77,6 +78,7 @@ def run_recipe(
         ValueError: The recipe, the data or the folder cannot be used.
     """
     recipe = load_recipe(name, overrides)
+    check_adapter(recipe)
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
     work = output_dir / WORK_FOLDER
     resolved = dataclasses.asdict(recipe)
@@ -95,6 +97,8 @@ def run_recipe(
     train_dataset = build_dataset(recipe, examples, model, processor, seed, progress)
     if has_other_codebook:
         model = change_codebook(model, recipe, train_dataset, args, checkpoint is not None, progress)
+    if recipe.lora.rank is not None:
+        add_adapter(model, recipe.lora)
     parts = train_only(model, recipe.train)
 
     # Every process has found the folder fit before the first writes into it.
@@ -135,7 +139,7 @@ def run_recipe(
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
-        finish_folder(trainer, output_dir, record)
+        finish_folder(trainer, output_dir, record, recipe.lora.merge)
     PartialState().wait_for_everyone()
     return output_dir
 
@@ -274,13 +278,18 @@ def change_codebook(
 # Folders
 
 
-def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any]):
-    """Writes the model beside the run and moves it in, the record last: a folder with a record is complete."""
+def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any], merge: bool = True):
+    """Writes the model beside the run and moves it in, the record last: a folder with a record is complete. Adapters
+    are merged, and kept in a folder of their own; without `merge` there are the adapters alone."""
     partial = output_dir / WORK_FOLDER / "final"
     with trainer.averaged_weights():
+        if merge and has_adapter(trainer.model):
+            save_adapter(trainer.model, partial / ADAPTER_FOLDER)
+            merge_adapter(trainer.model)
         trainer._save(str(partial))
     (partial / "training_args.bin").unlink(missing_ok=True)
     for path in partial.iterdir():
+        shutil.rmtree(output_dir / path.name, ignore_errors=True)
         os.replace(path, output_dir / path.name)
     shutil.rmtree(partial)
     write_record(output_dir, record)

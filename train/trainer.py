@@ -20,6 +20,7 @@ from transformers.integrations import TensorBoardCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 
+from .adapters import is_adapter_weight
 from .adversary import Adversary, adaptive_weight
 from .arguments import ETTTrainingArguments
 from .average import AverageCallback, exchanged_weights, start_average
@@ -33,14 +34,18 @@ from .samples import SamplesCallback
 from .stream_loader import StreamingTrainer
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
+ADAPTER_PART = "adapter"
 
 
 def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by part: an [`IBQModel`] is one; the text head belongs to the language model."""
+    """Parameters by part: an [`IBQModel`] is one; the text head belongs to the language model; low-rank adapters are a
+    part of their own, `adapter`."""
     parts = defaultdict(list)
     for name, parameter in model.named_parameters():
         if isinstance(model, IBQModel):
             part = "vision_tokenizer"
+        elif is_adapter_weight(name):
+            part = ADAPTER_PART
         elif name.startswith("lm_head"):
             part = "language_model"
         else:
@@ -50,12 +55,15 @@ def model_parts(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]]:
-    """Freezes all but the named parts. Returns each part's number of parameters and whether it trains.
+    """Freezes all but the named parts; of a language model with adapters these alone train. Returns each part's number
+    of parameters and whether it trains.
 
     Raises:
         ValueError: The model has no such part.
     """
     available = model_parts(model)
+    if ADAPTER_PART in available:
+        parts = [ADAPTER_PART if part == "language_model" else part for part in parts]
     unknown = [part for part in parts if part not in available]
     if unknown:
         raise ValueError(f"This model has no part {', '.join(unknown)}; its parts are {', '.join(available)}.")
