@@ -45,11 +45,11 @@ class ETTCausalLMOutputWithPast(ModelOutput):
     """
     Args:
         loss (`torch.Tensor` of shape `()`): Sum of the caption loss (where `labels` were given) and the code loss
-            (where `code_labels` were).
+            (with `predict_codes`).
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens; not where
             `skip_logits` holds.
         code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
-            order; given with `code_labels`, but not where `skip_logits` holds.
+            order; given with `predict_codes`, but not where `skip_logits` holds.
         reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
             clamped.
         past_key_values, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
@@ -326,7 +326,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        code_labels: torch.LongTensor | None = None,
+        predict_codes: bool = False,
         return_reconstruction: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
@@ -337,8 +337,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
                 none (equation 2).
-            code_labels (`torch.LongTensor` of shape `(num_images, height, width)`): Codes to predict, each from what
-                stands before it; -100 where none.
+            predict_codes (`bool`): Also predict the pictures' codes, each from what stands before it.
             return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
             num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.
@@ -360,20 +359,22 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         )
         hidden_states = outputs.last_hidden_state
         losses, logits, code_logits, reconstruction = [], None, None, None
-        has_labels = labels is not None or code_labels is not None
         if skip_logits is None:
-            skip_logits = self.training and has_labels
-        if not skip_logits and (code_labels is None or labels is not None):
+            skip_logits = self.training and (labels is not None or predict_codes)
+        if not skip_logits and (labels is not None or not predict_codes):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
         if labels is not None:
             losses.append(self._loss(self.lm_head, hidden_states[:, :-1], labels[:, 1:], num_items_in_batch))
-        if code_labels is not None:
+        if predict_codes:
             self.require_visual_head()
+            codes = image_codes if outputs.quantized is None else outputs.quantized.codes
+            if codes is None:
+                raise ValueError("Codes can be predicted of pixel_values or image_codes; neither was given.")
             before_codes = self._before_codes(hidden_states, input_ids)
             if not skip_logits:
                 code_logits = self.visual_head(before_codes)
-            losses.append(self._loss(self.visual_head, before_codes, code_labels.flatten(), num_items_in_batch))
+            losses.append(self._loss(self.visual_head, before_codes, codes.flatten(), num_items_in_batch))
         if return_reconstruction:
             if outputs.quantized is None:
                 raise ValueError("A reconstruction was asked for without pixel_values.")

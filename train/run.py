@@ -232,6 +232,7 @@ def build_collator(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) 
     return ETTCollator(
         pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
         is_drawing=recipe.task == "drawing",
+        packed_length=recipe.data.max_length if recipe.data.packing else None,
     )
 
 

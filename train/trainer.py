@@ -1,7 +1,7 @@
 """One trainer for every stage.
 
 - What a stage trains is what has `requires_grad`; what it optimises follows from its inputs: labels give the caption
-  loss, code labels the drawing loss, a tokenizer that learns adds alpha times equation 1.
+  loss, `predict_codes` the drawing loss, a tokenizer that learns adds alpha times equation 1.
 - Generator and discriminator alternate: one shared forward pass, the generator's gradient, the discriminator's.
 - Where weights are averaged (`ema_decay`), a finished model, evaluation and samples have the average.
 """
@@ -9,7 +9,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -77,7 +77,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
     """Trains an [`IBQModel`] by equation 1, or an [`ETTForConditionalGeneration`] by equation 3 and its special cases.
 
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
-    `code_labels` for drawing, and `image_codes` in place of `pixel_values` where the tokenizer is frozen.
+    `predict_codes` for drawing, and `image_codes` in place of `pixel_values` where the tokenizer is frozen.
 
     Args:
         discriminator: The adversary to start from, by default a new one. Only where a tokenizer learns and has one.
@@ -162,14 +162,22 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device):
         """Labels of a step, in all its micro-batches and processes, by which losses are divided; and its pictures."""
         if self.tunes_tokenizer:
-            self._num_pictures = self._count(batch_samples, "pixel_values", lambda pixels: torch.tensor(len(pixels)))
-        if any("code_labels" in batch for batch in batch_samples):
-            return self._count(batch_samples, "code_labels", lambda codes: codes.ne(-100).sum())
+            self._num_pictures = self._sum(len(batch.get("pixel_values", ())) for batch in batch_samples)
+        if any("predict_codes" in batch for batch in batch_samples):
+            return self._sum(self._num_codes(batch) for batch in batch_samples)
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def _count(self, batches: list[dict[str, Any]], name: str, count: Callable[[torch.Tensor], torch.Tensor]):
-        counted = sum(count(batch[name]) for batch in batches if name in batch)
-        return self.accelerator.reduce(torch.as_tensor(counted, device=self.args.device), reduction="sum")
+    def _sum(self, counts: Iterable[int]) -> torch.Tensor:
+        """A sum over micro-batches and processes, of shape `()`."""
+        return self.accelerator.reduce(torch.tensor(sum(counts), device=self.args.device), reduction="sum")
+
+    def _num_codes(self, batch: dict[str, Any]) -> int:
+        """Codes of a batch's pictures, which come as such or as pixels."""
+        if "image_codes" in batch:
+            return batch["image_codes"].numel()
+        count, _, height, width = batch["pixel_values"].shape
+        factor = self.vision_tokenizer.spatial_factor
+        return count * (height // factor) * (width // factor)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         """The generator's half of the alternation, then the discriminator's, on the same reconstructions. Gradients
@@ -204,7 +212,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
             )
             reconstruction, loss = outputs.reconstruction, outputs.loss
             self._record(
-                "drawing_loss" if "code_labels" in inputs else "caption_loss",
+                "drawing_loss" if "predict_codes" in inputs else "caption_loss",
                 self._mean_loss(loss, inputs, num_items_in_batch),
             )
             if num_items_in_batch is not None:
@@ -220,13 +228,13 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
         processes."""
         return len(pixels) * self.accelerator.num_processes / self._num_pictures if self.model.training else 1.0
 
-    @staticmethod
-    def _mean_loss(loss: torch.Tensor, inputs: dict[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
+    def _mean_loss(self, loss: torch.Tensor, inputs: dict[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
         """The loss as a mean over this micro-batch, for the log."""
         if num_items is None:
             return loss
-        labels = inputs["code_labels"] if "code_labels" in inputs else inputs["labels"][:, 1:]
-        return loss * num_items / labels.ne(-100).sum().clamp(min=1)
+        if "predict_codes" in inputs:
+            return loss * num_items / self._num_codes(inputs)
+        return loss * num_items / inputs["labels"][:, 1:].ne(-100).sum().clamp(min=1)
 
     def _vq_loss(self, pixels: torch.Tensor, reconstruction: torch.Tensor, quantized) -> torch.Tensor:
         """Equation 1, in float32, as a mean over the micro-batch's pictures."""

@@ -115,7 +115,7 @@ def test_each_code_is_scored_by_the_state_before_it(make_model):
     ids = torch.tensor([[0, 0, 11, IMAGE_START, *[IMAGE] * 16], [10, 11, 12, IMAGE_START, *[IMAGE] * 16]])
     codes = torch.randint(0, 32, (2, 4, 4))
     with torch.no_grad():
-        output = model(ids, image_codes=codes, code_labels=codes, output_hidden_states=True)
+        output = model(ids, image_codes=codes, predict_codes=True, output_hidden_states=True)
         expected = model.visual_head(output.hidden_states[-1][:, 3:-1]).flatten(0, 1)
     assert output.logits is None
     torch.testing.assert_close(output.code_logits, expected, rtol=0, atol=1e-5)
@@ -129,8 +129,8 @@ def test_the_score_of_a_code_does_not_depend_on_it_or_on_later_ones(make_model):
     changed = codes.clone().flatten()
     changed[9:] = (changed[9:] + 1) % 32
     with torch.no_grad():
-        before = model(ids, image_codes=codes, code_labels=codes).code_logits
-        after = model(ids, image_codes=changed.view(1, 4, 4), code_labels=codes).code_logits
+        before = model(ids, image_codes=codes, predict_codes=True).code_logits
+        after = model(ids, image_codes=changed.view(1, 4, 4), predict_codes=True).code_logits
     assert torch.equal(before[:10], after[:10])
     assert not torch.allclose(before[10], after[10])
 

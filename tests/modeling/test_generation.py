@@ -140,7 +140,7 @@ def test_drawing_scores_are_those_of_training(make_model):
     codes = model.generate(prompt, **GREEDY, guidance_scale=1)
     ids = torch.cat([prompt, torch.full((1, 16), IMAGE)], dim=1)
     with torch.no_grad():
-        scores = model(ids, image_codes=codes, code_labels=codes).code_logits
+        scores = model(ids, image_codes=codes, predict_codes=True).code_logits
     assert torch.equal(scores.argmax(-1), codes.flatten())
 
 

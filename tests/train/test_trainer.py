@@ -5,6 +5,7 @@ import torch
 
 from train import ETTCollator, ETTTrainingArguments, train_only
 from train.adversary import adaptive_weight
+from train.data.preparation import replace_pixels
 from train.trainer import mean_by_name
 
 from .trainers import changed, make_trainer, snapshot
@@ -248,6 +249,22 @@ def test_accumulation_does_not_change_the_update_of_drawings(make_model, argumen
         updates.append(before["visual_head.weight"] - model.state_dict()["visual_head.weight"])
     assert updates[0].abs().max() > 1e-3
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
+
+
+def test_drawing_from_pixels_is_drawing_from_their_codes(make_model, arguments, make_items):
+    updates, losses = [], []
+    for has_codes in (False, True):
+        model, items = make_model(), make_items()
+        train_only(model, ["visual_head", "projector"])
+        if has_codes:
+            replace_pixels(items, model.model.vision_tokenizer.eval())
+        before, trainer = snapshot(model), make_trainer(model, one_step(arguments, 2, 2), items, is_drawing=True)
+        trainer.train()
+        updates.append({name: before[name] - value for name, value in model.state_dict().items()})
+        losses.append(trainer.state.log_history[0]["drawing_loss"])
+    assert updates[0]["visual_head.weight"].abs().max() > 1e-4
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-6)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and losses[0] > 3
 
 
 def test_accumulation_does_not_change_the_update_of_a_tokenizer(make_vision_tokenizer, arguments, make_items):

@@ -8,7 +8,7 @@
 """
 
 from .choice import Examples, Stream, build_examples, describe_data
-from .collator import IGNORED, ETTCollator, branch_layout, to_unit_range
+from .collator import IGNORED, ETTCollator, branch_layout, pack, to_unit_range
 from .conversations import ExampleError, read_conversation
 from .mixture import MixedExamples
 from .preparation import InMemoryDataset, PreparedDataset
@@ -34,6 +34,7 @@ __all__ = [
     "branch_layout",
     "build_examples",
     "describe_data",
+    "pack",
     "read_conversation",
     "to_unit_range",
 ]

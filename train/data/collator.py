@@ -61,8 +61,8 @@ class ETTCollator:
     """Prepared examples to a batch, padded on the right.
 
     `input_ids`, `attention_mask` `(batch_size, length)`; `labels` of the same shape, left out for drawing;
-    `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing from codes
-    also `code_labels`. Where examples have a `name`, the batch has `names`, for reports.
+    `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]` or `image_codes` `(num_images, h, w)`; for drawing also
+    `predict_codes`. Where examples have a `name`, the batch has `names`, for reports.
 
     With `packed_length`, examples share rows of at most so many tokens, and none sees another: `position_ids` begin
     anew with each, which attention takes as the border where there is no `attention_mask`.
@@ -92,8 +92,8 @@ class ETTCollator:
             batch["pixel_values"] = to_unit_range(torch.cat(pixels))
         if codes:
             batch["image_codes"] = self._join_codes(codes)
-            if self.is_drawing:
-                batch["code_labels"] = batch["image_codes"]
+        if self.is_drawing:
+            batch["predict_codes"] = True
         return batch
 
     def _texts(self, rows: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
