@@ -33,7 +33,7 @@ def test_packed_captions_have_the_loss_and_the_gradients_of_padded_ones(make_mod
         loss.backward()
         results.append((loss, model.model.projector.linear_1.weight.grad))
     assert rows == 2
-    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_packed_drawings_train_as_padded_ones(make_model, arguments, make_items):
