@@ -59,7 +59,8 @@ class Throughput:
             codes = inputs["image_codes"].numel()
         self.picture_flops += codes * self.flops.of_code
         if "input_ids" in inputs:
-            self.counts.append(count_tokens(inputs, trainer.data_collator.pad_token_id))
+            predicted = codes if "predict_codes" in inputs else 0
+            self.counts.append(count_tokens(inputs, trainer.data_collator.pad_token_id, predicted))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -93,21 +94,19 @@ class Throughput:
         return figures
 
 
-def count_tokens(inputs: dict[str, Any], pad_token_id: int) -> torch.Tensor:
+def count_tokens(inputs: dict[str, Any], pad_token_id: int, num_code_labels: int = 0) -> torch.Tensor:
     """A batch to `(4,)` of int64: positions without padding, pairs of a position and one that it sees, labels of text,
-    labels that are codes."""
-    mask = inputs["attention_mask"]
-    if mask.ndim == 2:
+    labels that are codes. Without a mask of that shape, a token sees as many as its position says."""
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
         lengths = mask.sum(dim=1)
         positions, pairs = lengths.sum(), (lengths * (lengths + 1) // 2).sum()
     else:
         is_token = inputs["input_ids"].ne(pad_token_id)
-        positions, pairs = is_token.sum(), (mask[:, 0] & is_token[:, :, None]).sum()
-    labels = [
-        inputs[name].ne(IGNORED).sum() if name in inputs else positions.new_zeros(())
-        for name in ("labels", "code_labels")
-    ]
-    return torch.stack([positions, pairs, *labels])
+        positions = is_token.sum()
+        pairs = ((inputs["position_ids"] + 1) * is_token).sum()
+    labels = inputs["labels"].ne(IGNORED).sum() if "labels" in inputs else positions.new_zeros(())
+    return torch.stack([positions, pairs, labels, positions.new_tensor(num_code_labels)])
 
 
 def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor | None:
