@@ -3,6 +3,8 @@
 from .arguments import ETTTrainingArguments
 from .checkpoints import newest_checkpoint
 from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .finite import NonFiniteLossError
+from .interruption import TrainingInterrupted
 from .recipes import Recipe, available_recipes, load_recipe
 from .run import RECORD_NAME, check_output_folder, library_versions, read_record, run_recipe, write_record
 from .trainer import ETTTrainer, train_only
@@ -14,9 +16,11 @@ __all__ = [
     "ETTTrainingArguments",
     "FolderExamples",
     "InMemoryDataset",
+    "NonFiniteLossError",
     "PreparedDataset",
     "Recipe",
     "SceneExamples",
+    "TrainingInterrupted",
     "available_recipes",
     "check_output_folder",
     "library_versions",

@@ -37,6 +37,7 @@ from .data import (
     describe_data,
 )
 from .discriminator import PatchDiscriminator, load_discriminator
+from .interruption import TrainingInterrupted
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
@@ -76,6 +77,8 @@ def run_recipe(
 
     Raises:
         ValueError: The recipe, the data or the folder cannot be used.
+        NonFiniteLossError: A loss, a gradient or a weight is NaN or infinite.
+        TrainingInterrupted: SIGTERM or SIGUSR1 came; a checkpoint was written, from which the same call goes on.
     """
     recipe = load_recipe(name, overrides)
     check_adapter(recipe)
@@ -120,6 +123,11 @@ def run_recipe(
         trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.interrupted_by:
+        stopped = TrainingInterrupted(trainer.interrupted_by, trainer.state.global_step)
+        if args.should_save:
+            logger.warning("%s", stopped)
+        raise stopped
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),

@@ -25,11 +25,11 @@ from .adversary import Adversary, adaptive_weight
 from .arguments import ETTTrainingArguments
 from .average import AverageCallback, exchanged_weights, start_average
 from .board import BoardCallback
-from .checkpoints import CheckpointingTrainer
 from .discriminator import PatchDiscriminator
 from .figures import Throughput, gradient_norm, learning_rates
 from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
+from .safety import SafeTrainer
 from .samples import SamplesCallback
 from .stream_loader import StreamingTrainer
 
@@ -73,7 +73,7 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
     return {part: (sum(p.numel() for p in parameters), part in parts) for part, parameters in available.items()}
 
 
-class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
+class ETTTrainer(SafeTrainer, StreamingTrainer):
     """Trains an [`IBQModel`] by equation 1, or an [`ETTForConditionalGeneration`] by equation 3 and its special cases.
 
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
@@ -109,7 +109,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
             channels, width = self.vision_tokenizer.config.out_channels, args.discriminator_width
             discriminator = discriminator or PatchDiscriminator(channels, width, args.discriminator_layers)
             self.adversary = Adversary(discriminator, args)
-            self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
         self.average = None
         if args.ema_decay is not None:
             self.average = start_average(model, args.ema_decay)
@@ -121,6 +121,9 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
         self.throughput = Throughput(self)
         self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return model_parts(self.accelerator.unwrap_model(self.model))
 
     # Optimizers
 
@@ -155,10 +158,6 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
 
     # Losses
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """What is in a batch for reports alone does not reach the model."""
-        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "names"})
-
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device):
         """Labels of a step, in all its micro-batches and processes, by which losses are divided; and its pictures."""
         if self.tunes_tokenizer:
@@ -184,11 +183,14 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
         of both accumulate over micro-batches."""
         self.throughput.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.adversary is not None and self._shown is not None:
-            for name, value in self.adversary.learn(*self._shown, self._share(self._shown[0])).items():
+        self._watch.add("loss", loss)
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            for name, value in self.adversary.learn(*shown, self._share(shown[0])).items():
                 self._record(name, value)
-            self._shown = None
-            if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients:
+            self._check_step()
+            if shown is not None:
                 self._record("grad_norm/discriminator", self.adversary.step())
         return loss
 
@@ -279,6 +281,7 @@ class ETTTrainer(StreamingTrainer, CheckpointingTrainer):
     def _record(self, name: str, value: torch.Tensor):
         if self.model.training:
             self._metrics[name].append(value.detach())
+            self._watch.add(name, value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was recorded since the last log, in all processes: every loss as a mean, PSNR, and use of the

@@ -1,0 +1,87 @@
+"""Signals of schedulers: the step is finished, a checkpoint written, and the same command goes on from there."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+
+import pytest
+from transformers import TrainerCallback
+
+from modeling_ett.modeling_ibq import IBQModel
+from train import TrainingInterrupted, newest_checkpoint, run_recipe
+from train.trainer import ETTTrainer
+
+from .test_run import TOKENIZER
+from .trainers import changed, make_trainer
+
+
+class Signal(TrainerCallback):
+    """Sends a signal to processes while the second step is under way."""
+
+    def __init__(self, number, processes=lambda: [os.getpid()]):
+        self.number, self.processes = number, processes
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            # From another process, as a scheduler does.
+            subprocess.run(["kill", f"-{int(self.number)}", *map(str, self.processes())], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_at_a_signal_the_step_is_finished_and_saved(make_vision_tokenizer, arguments, make_items, tmp_path, number):
+    args = arguments(max_steps=4, gradient_accumulation_steps=2)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(16), callbacks=[Signal(number)])
+    former = signal.getsignal(number)
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer.interrupted_by == number
+    saved = IBQModel.from_pretrained(newest_checkpoint(tmp_path / "run"))
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert changed(saved.state_dict(), trainer.model) == set()
+    assert signal.getsignal(number) is former
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, caplog):
+    overrides = [*TOKENIZER, "training.max_steps=4"]
+    whole = run_recipe("demo_tokenizer", overrides, tmp_path / "whole")
+    start = ETTTrainer.__init__
+
+    def interrupted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        self.add_callback(Signal(signal.SIGTERM))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="train.run"):
+        patch.setattr(ETTTrainer, "__init__", interrupted)
+        with pytest.raises(TrainingInterrupted) as caught:
+            run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
+    assert caught.value.code == 128 + signal.SIGTERM == 143
+    assert "SIGTERM: training stopped after step 2 with a checkpoint. Run the same command again" in caplog.text
+    assert not (tmp_path / "resumed" / "training.json").exists()
+
+    resumed = run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
+    assert changed(IBQModel.from_pretrained(whole).state_dict(), IBQModel.from_pretrained(resumed)) == set()
+
+
+def test_workers_that_hear_the_signal_too_go_on_until_the_step_is_saved(
+    make_vision_tokenizer, arguments, make_items, tmp_path
+):
+    everyone = Signal(
+        signal.SIGTERM, lambda: [child.pid for child in multiprocessing.active_children()] + [os.getpid()]
+    )
+    args = arguments(max_steps=8, dataloader_num_workers=2, gradient_accumulation_steps=2)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(32), callbacks=[everyone])
+    trainer.train()
+    assert newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_workers_end_with_their_trainer(make_vision_tokenizer, arguments, make_items):
+    args = arguments(max_steps=1, dataloader_num_workers=2)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(16))
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=20)
+    assert [worker.exitcode for worker in workers] == [0, 0]
