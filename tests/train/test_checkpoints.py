@@ -15,9 +15,9 @@ from .trainers import changed, make_trainer
 
 
 def timeless(history):
-    """What was logged, less durations."""
+    """What was logged, less rates and the last entry, which has durations."""
     entries = [entry for entry in history if "train_runtime" not in entry]
-    return [{key: value for key, value in entry.items() if "runtime" not in key} for entry in entries]
+    return [{key: value for key, value in entry.items() if "per_second" not in key} for entry in entries]
 
 
 def joint_trainer(make_model, args, items):
