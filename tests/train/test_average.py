@@ -6,7 +6,7 @@ import torch
 
 from train import ETTCollator, ETTTrainer, train_only
 
-from .trainers import snapshot
+from .trainers import snapshot, timeless
 
 DECAY = 0.75
 
@@ -97,9 +97,7 @@ def test_a_resumed_run_with_an_average_is_the_uninterrupted_one_to_the_last_bit(
     assert resumed.adversary.discriminator.lecam_real.item() == whole.adversary.discriminator.lecam_real.item() != 0
     states = [trainer.adversary.optimizer.state_dict()["state"] for trainer in (resumed, whole)]
     torch.testing.assert_close(*states, rtol=0, atol=0)
-    logs = [
-        [entry for entry in trainer.state.log_history if "train_runtime" not in entry] for trainer in (resumed, whole)
-    ]
+    logs = [timeless(trainer.state.log_history) for trainer in (resumed, whole)]
     assert logs[0] == logs[1] and len(logs[0]) == 4
 
 

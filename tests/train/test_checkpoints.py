@@ -11,13 +11,7 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from train import newest_checkpoint, train_only
 
-from .trainers import changed, make_trainer
-
-
-def timeless(history):
-    """What was logged, less rates and the last entry, which has durations."""
-    entries = [entry for entry in history if "train_runtime" not in entry]
-    return [{key: value for key, value in entry.items() if "per_second" not in key} for entry in entries]
+from .trainers import changed, make_trainer, timeless
 
 
 def joint_trainer(make_model, args, items):

@@ -16,3 +16,9 @@ def snapshot(module):
 
 def changed(before, module):
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def timeless(history):
+    """What was logged, less rates and the last entry, which has durations."""
+    entries = [entry for entry in history if "train_runtime" not in entry]
+    return [{key: value for key, value in entry.items() if "per_second" not in key} for entry in entries]
