@@ -41,7 +41,8 @@ class IBQQuantizerOutput(BaseOutput):
     """
 
     embeddings: torch.Tensor
-    codes: torch.LongTensor
+    # With a default, accelerate can rebuild the output from a dict, as it does under mixed precision.
+    codes: torch.LongTensor | None = None
     quantization_loss: torch.Tensor | None = None
     sample_entropy: torch.Tensor | None = None
     average_entropy: torch.Tensor | None = None

@@ -299,6 +299,44 @@ def test_the_objective_is_the_caption_loss_plus_alpha_times_the_weighted_terms(m
             torch.testing.assert_close(update[name], parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_under_bfloat16_all_losses_of_the_tokenizer_are_in_single_precision(make_model, arguments, make_items):
+    seen = {}
+    model = make_model()
+    train_only(model, ["vision_tokenizer", "projector", "language_model"])
+    trainer = make_trainer(model, arguments(bf16=True, max_steps=1, per_device_train_batch_size=4), make_items())
+    vq_loss, trainer._vq_loss = trainer._vq_loss, lambda *inputs: seen.update(inputs=inputs) or vq_loss(*inputs)
+    record, trainer._record = trainer._record, lambda name, value: seen.update({name: value}) or record(name, value)
+    trainer.train()
+    pixels, reconstruction, quantized = seen.pop("inputs")
+    assert pixels.dtype == reconstruction.dtype == torch.float32
+    assert torch.equal(reconstruction, reconstruction.bfloat16().float()), "the networks are in half precision"
+    assert quantized.quantization_loss.dtype == quantized.entropy_loss.dtype == torch.float32
+    assert {value.dtype for value in seen.values()} == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.adversary.discriminator.parameters())
+
+
+def test_a_tokenizer_alone_learns_under_bfloat16(make_vision_tokenizer, arguments, make_items):
+    losses = []
+    for bf16 in (True, False):
+        trainer = make_trainer(make_vision_tokenizer(), arguments(bf16=bf16, max_steps=1), make_items())
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["vq_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+
+
+def test_checkpointing_of_activations_in_both_halves_changes_no_update(make_model, arguments, make_items):
+    updates = []
+    for checkpointing in (False, True):
+        model = make_model()
+        train_only(model, ["vision_tokenizer", "projector", "language_model"])
+        args = one_step(arguments, 2, 2, gradient_checkpointing=checkpointing)
+        updates.append(gradients_after_one_step(model, args, make_items()))
+        modules = (model.model.vision_tokenizer.encoder, model.model.vision_tokenizer.decoder)
+        assert {module.gradient_checkpointing for module in modules} == {checkpointing}
+        assert model.model.language_model.layers[0].gradient_checkpointing is checkpointing
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-6)
+
+
 def test_alpha_zero_leaves_the_caption_loss_alone(make_model, arguments, make_items):
     model = make_model()
     train_only(model, ["vision_tokenizer", "projector", "language_model"])
