@@ -42,7 +42,22 @@ def load_rows(
         raise ValueError(f"'{path}' holds no examples.")
     if image_column in rows.column_names:
         check_pictures(path, rows.features, image_column, options)
+        rows = _with_pictures(rows, image_column, data_folder(path))
     return undecoded(rows)
+
+
+def _with_pictures(rows: datasets.Dataset, column: str, folder: str) -> datasets.Dataset:
+    """The rows with pictures in a column where they have names of files, relative to `folder`."""
+    feature = rows.features[column]
+    several = isinstance(feature, datasets.List)
+    held = feature.feature if several else feature
+    if not isinstance(held, datasets.Value) or held.dtype not in ("string", "large_string"):
+        return rows
+    names = [[str(Path(folder, name)) for name in picture_cells(cell)] for cell in rows[column]]
+    cells = names if several else [next(iter(own), None) for own in names]
+    order, picture = rows.column_names, datasets.Image(decode=False)
+    feature = datasets.List(picture) if several else picture
+    return rows.remove_columns(column).add_column(column, cells).cast_column(column, feature).select_columns(order)
 
 
 def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
@@ -122,6 +137,11 @@ def undecoded(rows: Rows) -> Rows:
     return rows
 
 
+def data_folder(path: str) -> str:
+    """The folder of a local data set, to which file names in it are relative: itself, or that of its file."""
+    return path if Path(path).is_dir() else str(Path(path).parent)
+
+
 def picture_cells(cell: Any) -> list[Any]:
     """The pictures of a row's image column, which holds nothing, one or a list of them: each `{"bytes", "path"}`, a
     file's name or its content."""
@@ -169,6 +189,7 @@ __all__ = [
     "Rows",
     "check_columns",
     "check_pictures",
+    "data_folder",
     "load_rows",
     "open_pictures",
     "picture_cells",

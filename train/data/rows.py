@@ -14,6 +14,7 @@ from processing_ett.picture_rows import (
     Rows,
     check_columns,
     check_pictures,
+    data_folder,
     open_pictures,
     picture_cells,
     picture_name,
@@ -150,7 +151,7 @@ def open_rows(
         ALIASES.get(column, column) if column not in columns and ALIASES.get(column) in columns else column
         for column in (image_column, messages_column)
     )
-    reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or _folder(path), seed)
+    reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
     if not reader.is_tar:
         needed = {"reconstruction": (image_column,), "text": (text_column,), "chat": (messages_column,)}
@@ -163,11 +164,6 @@ def open_rows(
         raise ValueError(f"'{path}' holds no examples.")
     reader.check(first)
     return rows, reader
-
-
-def _folder(path: str) -> str:
-    """The folder of a local data set, to which the names of files in it are relative."""
-    return path if Path(path).is_dir() else str(Path(path).parent)
 
 
 __all__ = ["UNUSABLE", "RowReader", "open_rows"]
