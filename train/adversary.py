@@ -47,7 +47,7 @@ class Adversary:
         schedule, warmup_steps = args.discriminator_lr_scheduler_type, args.get_warmup_steps(steps)
         self.scheduler = get_scheduler(schedule, self.optimizer, warmup_steps, steps)
         if checkpoint is not None:
-            state = torch.load(Path(checkpoint) / STATE_NAME, weights_only=True, map_location=args.device)
+            state = torch.load(Path(checkpoint) / STATE_NAME, weights_only=True, map_location="cpu")
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
 

@@ -128,6 +128,7 @@ def run_recipe(
         if args.should_save:
             logger.warning("%s", stopped)
         raise stopped
+    skipped = trainer.skipped()
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
@@ -139,7 +140,7 @@ def run_recipe(
             "data": describe_data(recipe.data),
             "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
-            "skipped_images": getattr(trainer.stream_loader or examples, "skipped", {}),
+            "skipped_images": {**getattr(examples, "skipped", {}), **skipped},
             "results": [],
             "history": trainer.state.log_history,
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
@@ -15,15 +16,15 @@ from .data.stream import Position, PreparedStream
 
 
 @dataclass
-class PositionCollator:
-    """A batch by `collator`, with the last item's `position` and all that its items `skipped`."""
+class ReportingCollator:
+    """A batch by `collator`, with the last item's `position`, where it has one, and all that its items `skipped`."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        skipped = {name: reason for item in items for name, reason in item.pop("skipped").items()}
-        position = [item.pop("position") for item in items][-1]
-        return {**self.collator(items), "position": position, "skipped": skipped}
+        skipped = {name: reason for item in items for name, reason in item.get("skipped", {}).items()}
+        batch = {**self.collator(items), "skipped": skipped}
+        return {**batch, "position": items[-1]["position"]} if "position" in items[-1] else batch
 
 
 class StreamLoader:
@@ -60,7 +61,7 @@ class StreamLoader:
             stream,
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=PositionCollator(collator),
+            collate_fn=ReportingCollator(collator),
             # Its own: a loader draws a number from it, which training's generator would lack after a resume.
             generator=torch.Generator(),
             **options,
@@ -119,21 +120,35 @@ class StreamProgressCallback(TrainerCallback):
 
 
 class StreamingTrainer(Trainer):
-    """The trainer's part that reads a [`PreparedStream`] and goes on in it to the last bit; other data sets are
-    [`~transformers.Trainer`]'s."""
+    """The trainer's part that reads a [`PreparedStream`] and goes on in it to the last bit, and keeps account of what
+    was skipped; other data sets are [`~transformers.Trainer`]'s."""
 
     stream_loader: StreamLoader | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._skipped: dict[str, str] = {}
         if isinstance(self.train_dataset, PreparedStream):
             # The stream itself goes on where it was: no batch is to be read and thrown away.
             self.args.ignore_data_skip = True
             self.add_callback(StreamProgressCallback())
 
+    def skipped(self) -> dict[str, str]:
+        """Rows that were skipped by all processes and their workers, by name, and why. All processes have to ask."""
+        own = self._skipped if self.stream_loader is None else self.stream_loader.skipped
+        return {name: reason for each in gather_object([own]) for name, reason in each.items()}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self._skipped |= inputs.get("skipped", {})
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "skipped"})
+
     def get_train_dataloader(self) -> DataLoader | StreamLoader:
         if not isinstance(self.train_dataset, PreparedStream):
-            return super().get_train_dataloader()
+            collator = self.data_collator
+            self.data_collator = ReportingCollator(collator)
+            loader = super().get_train_dataloader()
+            self.data_collator = collator
+            return loader
         args = self.args
         self.stream_loader = StreamLoader(
             self.train_dataset,

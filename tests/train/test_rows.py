@@ -8,10 +8,13 @@ import datasets
 import pytest
 from PIL import Image
 
-from train import FolderExamples, load_recipe, run_recipe
+from processing_ett import ETTImageProcessor
+from train import FolderExamples, PreparedDataset, load_recipe, run_recipe
 from train.data import MixedExamples, SceneExamples, build_examples
 from train.data.mixture import shares
 from train.data.rows import open_rows
+
+from .trainers import make_trainer
 
 
 def png(red):
@@ -254,3 +257,15 @@ def test_what_is_wrong_in_a_mixture_is_named(override, message):
 def test_a_mixture_that_cannot_be_used_is_refused_before_any_weight_is_loaded(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         run_recipe("stage2_semantic", ["model.path=./no-model", *overrides], tmp_path / "out")
+
+
+def test_what_workers_skip_is_known_to_the_trainer(tmp_path, make_vision_tokenizer, arguments):
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(number) if number else b"nothing")
+    examples = FolderExamples(str(tmp_path), "reconstruction")
+    image_processor = ETTImageProcessor(size={"height": 16, "width": 16})
+    args = arguments(dataloader_num_workers=2, adversarial_weight=0.0)
+    trainer = make_trainer(make_vision_tokenizer(), args, PreparedDataset(examples, "reconstruction", image_processor))
+    trainer.train()
+    assert examples.skipped == {}
+    assert [name.rsplit("/")[-1] for name in trainer.skipped()] == ["0.png"]

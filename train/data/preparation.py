@@ -77,7 +77,10 @@ class PreparedDataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.prepare(self.examples[index], index)
+        item = self.prepare(self.examples[index], index)
+        # A worker's examples are a copy, of which nothing is seen but its items.
+        skipped = self.examples.take_skipped() if hasattr(self.examples, "take_skipped") else {}
+        return {**item, "skipped": skipped} if skipped else item
 
     def prepare(self, example: dict[str, Any], number: int) -> dict[str, Any]:
         """One example in numbers; on its `number` depends whether its prompt is left out.
