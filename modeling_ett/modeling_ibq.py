@@ -1,6 +1,7 @@
 """The IBQ tokenizer: encoder, quantizer, decoder, in the shape of diffusers' `VQModel`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -248,8 +249,8 @@ class IBQModel(VQModel):
     @torch.no_grad()
     def encode_codes(self, pixels: torch.Tensor) -> torch.LongTensor:
         """Pixels `(batch_size, channels, H, W)` in `[-1, 1]` to codes `(batch_size, height, width)`, in the precision
-        of the weights even under autocast: bfloat16 would change about one code in ten."""
-        with torch.autocast(self.device.type, enabled=False):
+        of the weights even under autocast and where TF32 is allowed: bfloat16 would change about one code in ten."""
+        with torch.autocast(self.device.type, enabled=False), _full_precision():
             latents = self.encode(pixels.to(self.device, self.dtype)).latents
             return self.quantize(latents, return_losses=False).codes
 
@@ -271,6 +272,20 @@ class IBQModel(VQModel):
                 f"{self.config.num_vq_embeddings - 1}. Were they made by another tokenizer?"
             )
         return self.decode(self.codes_to_embeddings(codes), force_not_quantize=True, return_dict=return_dict)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Within it, no convolution or matrix product of float32 is computed in TF32."""
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _join(joined: torch.Tensor | None, part: torch.Tensor, start: int, dim: int, blend: Callable) -> torch.Tensor:

@@ -63,6 +63,8 @@ class DataSection:
         prompt_dropout: Share of examples without their prompt (drawing).
         max_length: Longest sequence, in tokens.
         packing: Examples of a batch share rows of up to `max_length` tokens, and none sees another.
+        verify_codes: Before training from a folder of `ett tokenize`, compare every file with its checksum; sizes are
+            compared in any case.
         image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
             picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
         image_folder: Folder to which pictures' file names are relative, by default that of the data.
@@ -80,6 +82,7 @@ class DataSection:
     prompt_dropout: float = 0.0
     max_length: int = 4096
     packing: bool = False
+    verify_codes: bool = False
     image_column: str = "image"
     text_column: str = "text"
     messages_column: str = "messages"

@@ -41,6 +41,7 @@ from .interruption import TrainingInterrupted
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
+from .tokenization import check_tokenized_data
 from .trainer import ETTTrainer, train_only
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def run_recipe(
         return output_dir
     checkpoint = newest_checkpoint(work) if resume else None
     seed = recipe.training.get("seed", 0)
+    check_tokenized_data(recipe)
     examples = build_examples(recipe, seed)
     args = training_arguments(recipe, work, seed)
 

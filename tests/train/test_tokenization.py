@@ -85,6 +85,16 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(pictures, tokenizer
     assert len(rows(tmp_path / "codes")) == NUM_PICTURES - 1
 
 
+def test_a_row_may_have_several_pictures_or_none(tokenizer, tmp_path):
+    features = datasets.Features({"image": datasets.List(datasets.Image()), "text": datasets.Value("string")})
+    several = {"image": [[picture(0), picture(1)], [], [picture(2)]], "text": ["two", "none", "one"]}
+    datasets.Dataset.from_dict(several, features=features).to_parquet(str(tmp_path / "several.parquet"))
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several.parquet").rename(tmp_path / "several" / "train.parquet")
+    assert tokenize(tmp_path / "several", tmp_path / "codes", tokenizer).pictures == 3
+    assert [unpack_row(row, 32).shape[0] for row in rows(tmp_path / "codes")] == [2, 0, 1]
+
+
 def test_a_size_that_does_not_divide_into_codes_is_an_error(pictures, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"image size is 18 x 18 .* multiples of 4"):
         tokenize(pictures, tmp_path / "codes", tokenizer, size=18)

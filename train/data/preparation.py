@@ -195,9 +195,7 @@ def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Modul
     if not with_images:
         return
     pictures = [item.pop("pixel_values") for item in with_images]
-    # Convolutions in TF32 would move codes.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
+    codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
     for item, own in zip(with_images, codes.split([len(picture) for picture in pictures]), strict=True):
         item["image_codes"] = own
 

@@ -22,6 +22,7 @@ from processing_ett.picture_rows import (
     undecoded,
 )
 
+from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
 from .conversations import ExampleError, read_conversation
 from .tars import TarRows, find_tars, unify_row
 
@@ -38,7 +39,7 @@ UNUSABLE = (ExampleError, ImageError)
 
 @dataclass
 class RowReader:
-    """Makes examples of rows: `name`, `images` and, by task, `text` or `messages`.
+    """Makes examples of rows: `name`, `images` or `image_codes` and, by task, `text` or `messages`.
 
     Args:
         path (`str`): What errors call the data set.
@@ -47,6 +48,7 @@ class RowReader:
             name, the same in every epoch.
         messages_column (`str`): Of conversations ([`read_conversation`]).
         is_tar (`bool`): Rows are those of a webdataset ([`unify_row`]).
+        num_codes (`int`, *optional*): Size of the codebook, where rows have codes in the place of pictures.
     """
 
     path: str
@@ -57,6 +59,7 @@ class RowReader:
     image_folder: str = ""
     seed: int = 0
     is_tar: bool = False
+    num_codes: int | None = None
 
     def name(self, row: dict[str, Any], number: int | str) -> str:
         """What to call a row: its picture's file, or its key or number."""
@@ -68,7 +71,9 @@ class RowReader:
             ExampleError, ImageError: The row cannot be learned from.
         """
         row, cell = self._open(row)
-        texts = self._texts(row, len(picture_cells(cell)), name)
+        texts = self._texts(row, self._num_pictures(row, cell), name)
+        if self.num_codes is not None:
+            return {"name": name, "image_codes": unpack_row(row, self.num_codes), **texts}
         return {"name": name, "images": open_pictures(cell, self.image_folder), **texts}
 
     def check(self, rows: Iterable[dict[str, Any]]):
@@ -81,7 +86,7 @@ class RowReader:
             name = self.name(row, number)
             try:
                 row, cell = self._open(row)
-                self._texts(row, len(picture_cells(cell)), name)
+                self._texts(row, self._num_pictures(row, cell), name)
             except ExampleError as error:
                 raise ValueError(f"'{self.path}', {name}: {error}") from error
 
@@ -89,6 +94,9 @@ class RowReader:
         """The row with the columns that all data sets have, and what its image column holds."""
         row = unify_row(row) if self.is_tar else row
         return row, row.get(self.image_column) if self.task != "text" else None
+
+    def _num_pictures(self, row: dict[str, Any], cell: Any) -> int:
+        return len(picture_cells(cell)) if self.num_codes is None else row["image_codes_shape"][0]
 
     def _texts(self, row: dict[str, Any], num_pictures: int, name: str) -> dict[str, Any]:
         if self.task == "chat":
@@ -154,8 +162,11 @@ def open_rows(
     reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
     if not reader.is_tar:
-        needed = {"reconstruction": (image_column,), "text": (text_column,), "chat": (messages_column,)}
-        check_columns(path, columns, image_column, needed.get(task, (image_column, text_column)), OPTIONS)
+        pictures = (image_column,)
+        if task != "text" and is_tokenized(path):
+            reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
+        needed = {"reconstruction": pictures, "text": (text_column,), "chat": (messages_column,)}
+        check_columns(path, columns, image_column, needed.get(task, (*pictures, text_column)), OPTIONS)
         if task != "text" and rows.features and image_column in rows.features:
             check_pictures(path, rows.features, image_column, OPTIONS)
     rows = undecoded(rows)

@@ -1,6 +1,7 @@
 """Where examples come from: the embedded scenes, or the user's own pictures.
 
-An *example* is a dict: `name` (for reports), `images` (a list of pictures) and, by task, `text` or `messages`.
+An *example* is a dict: `name` (for reports), `images` (a list of pictures) or `image_codes` `(num_images, h, w)`,
+and, by task, `text` or `messages`.
 """
 
 import itertools
@@ -100,7 +101,8 @@ def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str,
 
 class FolderExamples(Dataset):
     """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets),
-    JSON, Parquet or tar files (webdataset), or any data set that [`datasets.load_dataset`] takes.
+    JSON, Parquet or tar files (webdataset), or any data set that [`datasets.load_dataset`] takes. Those of a folder
+    that `ett tokenize` wrote have codes in the place of pictures.
 
     A row that cannot be used (a picture that cannot be read, placeholders that do not fit the pictures) is skipped,
     named and counted: the next usable one takes its place.
