@@ -89,15 +89,24 @@ def test_codes_are_made_in_single_precision_even_under_autocast(make_vision_toke
     assert bool(flipped.any()), "bf16 must make a difference, or this test shows nothing"
 
 
-def test_codes_are_made_without_tf32_which_is_allowed_again_afterwards(make_vision_tokenizer, pixels, monkeypatch):
+@pytest.fixture
+def tf32():
+    """What computes in TF32, which is allowed while a test runs."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
     for backend in backends:
-        monkeypatch.setattr(backend, "fp32_precision", "tf32")
+        backend.fp32_precision = "tf32"
+    yield backends
+    for backend, precision in zip(backends, before, strict=True):
+        backend.fp32_precision = precision
+
+
+def test_codes_are_made_without_tf32_which_is_allowed_again_afterwards(make_vision_tokenizer, pixels, tf32):
     model, seen = make_vision_tokenizer(), []
-    model.encoder.register_forward_hook(lambda *_: seen.extend(backend.fp32_precision for backend in backends))
+    model.encoder.register_forward_hook(lambda *_: seen.extend(backend.fp32_precision for backend in tf32))
     model.encode_codes(pixels)
     assert seen == ["ieee", "ieee"]
-    assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
+    assert [backend.fp32_precision for backend in tf32] == ["tf32", "tf32"]
 
 
 def test_the_call_reports_codes_and_losses(make_vision_tokenizer, pixels):
