@@ -75,7 +75,8 @@ def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
         raise ValueError(
             f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they have any."
         )
-    source, options = path, {}
+    # By its full path: datasets would take a folder named "parquet" or "json" for the format.
+    source, options = str(folder.resolve()) if folder.is_dir() else path, {}
     if folder.is_file() or "*" in folder.name:
         if folder.suffix not in FILE_FORMATS:
             raise ValueError(

@@ -37,6 +37,18 @@ def pictures(tmp_path):
     return folder
 
 
+def test_a_folder_may_have_the_name_of_a_format(pictures, monkeypatch):
+    pictures.rename(pictures.with_name("parquet"))
+    monkeypatch.chdir(pictures.parent)
+    assert [red(FolderExamples("parquet", "reconstruction")[index]["images"][0]) for index in range(5)] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
 def write_lines(path, rows):
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
