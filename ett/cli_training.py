@@ -19,7 +19,10 @@ def train(
     """Run one stage of training from a recipe."""
     rooms = room("train")
     folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
-    room("hub_cards").write_card(folder, rooms.read_record(folder))
+    record = rooms.read_record(folder)
+    room("hub_cards").write_card(folder, record)
+    if filtered := record.get("data_filters"):
+        typer.echo(f"Filters: {room('train.data.selection').summarize(filtered)}.")
     typer.echo(f"Wrote {folder}.")
 
 

@@ -75,8 +75,7 @@ def inspect_data(
     seed = recipe.training.get("seed", 0)
     examples = build_examples(recipe, seed)
     processor = build_processor(recipe, examples)
-    items, skipped = take(prepare_examples(recipe, examples, processor, seed), count, seed)
-    filters = getattr(examples, "filters_report", [])
+    items, skipped, filters = take(prepare_examples(recipe, examples, processor, seed), count, seed)
     page = render(recipe, items, build_collator(recipe, processor)(items), processor, skipped, filters)
     temporary = output.with_name(f".{output.name}.tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -86,16 +85,18 @@ def inspect_data(
 
 def take(
     prepared: PreparedDataset | PreparedStream, count: int, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Prepared examples, a stream's first ones or some of all, and what was skipped on the way to them, and why."""
+) -> tuple[list[dict[str, Any]], dict[str, str], list[dict[str, Any]]]:
+    """Prepared examples, a stream's first ones or some of all; what was skipped on the way to them, and why; and what
+    filters removed."""
+    examples = prepared.examples
     if isinstance(prepared, PreparedStream):
         items = list(itertools.islice(prepared, count))
-        for item in items:
-            del item["position"]
-        return items, {name: reason for item in items for name, reason in item.pop("skipped").items()}
+        positions = [item.pop("position") for item in items]
+        skipped = {name: reason for item in items for name, reason in item.pop("skipped").items()}
+        return items, skipped, examples.filters_report(positions[-1:])
     chosen = np.random.default_rng(seed).permutation(len(prepared))[:count]
     items = [prepared[int(index)] for index in sorted(chosen)]
-    return items, getattr(prepared.examples, "skipped", {})
+    return items, getattr(examples, "skipped", {}), examples.filters_report()
 
 
 def render(

@@ -68,6 +68,8 @@ class DataSection:
         image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
             picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
         image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        filters: Steps by which rows are chosen, in their order, each a mapping of a `type` (`resolution`,
+            `aspect_ratio`, `caption_length`, `near_duplicates` or `aesthetic`) and its fields.
         streaming: Read the data while training goes on, without an end and without a copy of them.
         shuffle_rows: Rows that a streaming reader holds undecoded and mixes with one another.
     """
@@ -87,6 +89,7 @@ class DataSection:
     text_column: str = "text"
     messages_column: str = "messages"
     image_folder: str | None = None
+    filters: list[dict[str, Any]] = field(default_factory=list)
     streaming: bool = False
     shuffle_rows: int = 1000
 
@@ -143,7 +146,7 @@ class Recipe:
 
 MIXTURE_FIELDS = (
     *("weight", "source", "split", "length", "questions_per_scene"),
-    *("image_column", "text_column", "messages_column", "image_folder"),
+    *("image_column", "text_column", "messages_column", "image_folder", "filters"),
 )
 """What an entry of `data.mixture` may say of its own."""
 

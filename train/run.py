@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -131,6 +131,7 @@ def run_recipe(
             logger.warning("%s", stopped)
         raise stopped
     skipped = trainer.skipped()
+    data_filters = filters_report(trainer, examples)
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
@@ -142,6 +143,7 @@ def run_recipe(
             "data": describe_data(recipe.data),
             "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
+            "data_filters": data_filters,
             "skipped_images": {**getattr(examples, "skipped", {}), **skipped},
             "results": [],
             "history": trainer.state.log_history,
@@ -245,6 +247,13 @@ def build_collator(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) 
         is_drawing=recipe.task == "drawing",
         packed_length=recipe.data.max_length if recipe.data.packing else None,
     )
+
+
+def filters_report(trainer: ETTTrainer, examples: Examples | Stream) -> list[dict[str, Any]]:
+    """What each filter of the data has seen and removed, in all processes."""
+    if trainer.stream_loader is None:
+        return examples.filters_report()
+    return examples.filters_report(gather_object(trainer.stream_loader.positions))
 
 
 # Starting points

@@ -2,16 +2,23 @@
 
 import doctest
 import io
+import itertools
 import json
+import tarfile
 
 import datasets
 import numpy as np
 import pytest
+import yaml
 from PIL import Image, ImageFile
+from typer.testing import CliRunner
 
 import train.data.filters
+from ett.cli import app
+from train.data import build_examples
 from train.data.filters import Columns, NearDuplicates, build_filter
 from train.data.selection import FilterChain, select_rows, summarize
+from train.recipes import DataSection, Recipe
 
 
 def encoded(picture, kind="PNG"):
@@ -137,7 +144,7 @@ def test_near_duplicates_are_those_that_comparing_with_every_former_one_finds(di
         expected.append(all((number ^ other).bit_count() > distance for other in kept))
         kept += [number] * expected[-1]
     monkeypatch.setattr(train.data.filters, "difference_hash", lambda picture: hashes[picture])
-    monkeypatch.setattr(train.data.filters, "open_pictures", lambda cell: [cell])
+    monkeypatch.setattr(train.data.filters, "open_pictures", lambda cell, folder: [cell])
     step = NearDuplicates(distance=distance)
     assert step.keep([{"image": index} for index in range(100)]) == expected
     assert expected.count(False) > 10 or distance == 0
@@ -210,12 +217,15 @@ def test_a_setting_that_cannot_be_used_is_an_error(setting, message):
 # Data sets
 
 
+def selected(rows, *settings):
+    chain = FilterChain(list(settings))
+    return select_rows(rows, chain).tolist(), chain
+
+
 def test_rows_are_selected_in_their_order_and_counted():
     rows = rows_of([blank(side, 20) for side in range(1, 200)])
-    chain = FilterChain([{"type": "resolution", "min_side": 10}, {"type": "aspect_ratio", "max": 2}])
-    kept = select_rows(rows, chain, progress=False)
-    widths = [Image.open(io.BytesIO(row["image"]["bytes"])).width for row in kept]
-    assert widths == list(range(10, 41))
+    numbers, chain = selected(rows, {"type": "resolution", "min_side": 10}, {"type": "aspect_ratio", "max": 2})
+    assert numbers == list(range(9, 40))
     assert (chain.seen, chain.removed) == ([199, 190], [9, 159])
 
 
@@ -224,30 +234,185 @@ def test_filters_of_captions_are_given_captions_alone(monkeypatch):
     original = FilterChain.keep
     monkeypatch.setattr(FilterChain, "keep", lambda self, rows: given.extend(rows) or original(self, rows))
     rows = rows_of([CORRUPT] * 2, text=["one", "two words"])
-    kept = select_rows(rows, FilterChain([{"type": "caption_length", "min_words": 2}]), progress=False)
+    assert selected(rows, {"type": "caption_length", "min_words": 2})[0] == [1]
     assert given == [{"text": "one"}, {"text": "two words"}]
-    assert kept["text"][:] == ["two words"] and "image" in kept.column_names
 
 
 def test_the_same_filters_do_not_look_at_the_same_rows_again(monkeypatch):
     rows = rows_of([blank(8, 8), blank(4, 4)])
     setting = {"type": "resolution", "min_side": 8}
-    select_rows(rows, FilterChain([setting]), progress=False)
+    selected(rows, setting)
     monkeypatch.setattr(FilterChain, "keep", lambda self, rows: pytest.fail("looked again"))
-    again = FilterChain([setting])
-    assert len(select_rows(rows, again, progress=False)) == 1
+    numbers, again = selected(rows, setting)
+    assert numbers == [0]
     assert (again.seen, again.removed) == ([2], [1])
     with pytest.raises(pytest.fail.Exception, match="looked again"):
-        select_rows(rows, FilterChain([{**setting, "min_side": 7}]), progress=False)
-
-
-def test_a_column_that_the_data_do_not_have_is_an_error_before_any_row_is_read():
-    with pytest.raises(
-        ValueError, match=r"read the column 'score', which the data do not have; their columns are 'im"
-    ):
-        select_rows(rows_of([CORRUPT]), FilterChain([{"type": "aesthetic", "min_score": 5, "column": "score"}]))
+        selected(rows, {**setting, "min_side": 7})
 
 
 def test_filters_that_leave_nothing_are_an_error_that_says_which_removed_what():
     with pytest.raises(ValueError, match="leave none of the 1 rows: resolution removed 1 of 1"):
-        select_rows(rows_of([blank(4, 4)]), FilterChain([{"type": "resolution", "min_side": 8}]), progress=False)
+        selected(rows_of([blank(4, 4)]), {"type": "resolution", "min_side": 8})
+
+
+# Recipes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve pictures of 4 to 15 pixels with captions, of which the fifth cannot be read."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    lines = []
+    for side in range(4, 16):
+        noise(side, side).save(root / f"{side:02}.png")
+        lines.append(json.dumps({"file_name": f"{side:02}.png", "text": f"side {side}", "score": side / 2}))
+    (root / "08.png").write_bytes(b"no picture")
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def tars(folder):
+    """The same as three shards of a webdataset."""
+    for shard in range(3):
+        with tarfile.open(folder.parent / f"{shard}.tar", "w") as tar:
+            for side in range(4 + 4 * shard, 8 + 4 * shard):
+                files = {"png": (folder / f"{side:02}.png").read_bytes(), "txt": f"side {side}".encode()}
+                files["json"] = json.dumps({"score": side / 2}).encode()
+                for suffix, content in files.items():
+                    member = tarfile.TarInfo(f"{side:02}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder.parent / "*.tar"
+
+
+RESOLUTION = {"type": "resolution", "min_side": 8}
+SCORE = {"type": "aesthetic", "min_score": 6.5, "column": "score"}
+
+
+def recipe(source, filters, streaming=False, **data):
+    section = DataSection(source=str(source), filters=filters, streaming=streaming, **data)
+    return Recipe(task="caption", data=section, training={"max_steps": 1})
+
+
+@pytest.mark.parametrize("form", ["folder", "tars"])
+def test_examples_of_a_recipe_are_those_that_pass_its_filters(form, request, caplog):
+    examples = build_examples(recipe(request.getfixturevalue(form), [RESOLUTION]), 0)
+    assert len(examples) == 8
+    assert [examples[index]["text"] for index in range(8)] == [f"side {max(side, 9)}" for side in range(8, 16)]
+    assert examples.filters_report() == [{**RESOLUTION, "seen": 12, "removed": 4}]
+    assert [name.rsplit("/")[-1][:2] for name in examples.skipped] == ["08"]
+
+
+@pytest.mark.parametrize("form", ["folder", "tars"])
+def test_a_column_of_the_data_filters_them(form, request):
+    examples = build_examples(recipe(request.getfixturevalue(form), [SCORE]), 0)
+    assert [examples[index]["text"] for index in range(len(examples))] == ["side 13", "side 14", "side 15"]
+
+
+def test_a_column_that_the_data_do_not_have_is_an_error(folder):
+    with pytest.raises(
+        ValueError, match=r"read the column 'points', which the data do not have; their columns are 'im"
+    ):
+        build_examples(recipe(folder, [{**SCORE, "column": "points"}]), 0)
+
+
+def test_a_source_of_a_mixture_has_filters_of_its_own(folder, tars):
+    mixture = {"files": {"source": str(folder)}, "shards": {"source": str(tars), "filters": [SCORE]}}
+    mixed = Recipe(task="caption", data=DataSection(mixture=mixture, filters=[RESOLUTION]))
+    assert build_examples(mixed, 0).filters_report() == [
+        {"source": "files", **RESOLUTION, "seen": 12, "removed": 4},
+        {"source": "shards", **SCORE, "seen": 12, "removed": 9},
+    ]
+
+
+def test_scenes_are_not_filtered():
+    with pytest.raises(ValueError, match=r"Scenes are not filtered; remove data\.filters"):
+        build_examples(recipe("scenes", [RESOLUTION]), 0)
+
+
+# Streams
+
+
+def texts_and_positions(stream, count, position=None, reader=0, readers=1):
+    read = list(itertools.islice(stream.read(reader, readers, position), count))
+    return [example["text"] for example, _ in read], [after for _, after in read]
+
+
+@pytest.mark.parametrize("form", ["folder", "tars"])
+def test_a_stream_gives_what_passes_the_filters_in_each_epoch(form, request):
+    stream = build_examples(recipe(request.getfixturevalue(form), [RESOLUTION], True, shuffle_rows=5), 0)
+    texts, positions = texts_and_positions(stream, 14)
+    expected = sorted(f"side {side}" for side in range(9, 16))
+    assert sorted(texts[:7]) == sorted(texts[7:]) == expected
+    assert stream.filters_report([positions[6]]) == [{**RESOLUTION, "seen": 12, "removed": 4}]
+
+
+def test_a_filtered_stream_goes_on_from_every_position(folder):
+    for side in range(4, 16, 2):
+        (folder / f"{side:02}.png").write_bytes((folder / "15.png").read_bytes())
+    filters = [{"type": "near_duplicates"}, {"type": "caption_length", "min_words": 2}]
+    stream = build_examples(recipe(folder, filters, True, shuffle_rows=3), 0)
+    texts, positions = texts_and_positions(stream, 18)
+    assert len(set(texts[:6])) == 6
+    for start, position in enumerate(positions[:12], 1):
+        again, after = texts_and_positions(stream, 3, json.loads(json.dumps(position)))
+        assert again == texts[start : start + 3]
+        assert after == positions[start : start + 3]
+
+
+def test_counts_of_a_streams_readers_add_up(tars):
+    filters = [RESOLUTION, {"type": "near_duplicates"}]
+    stream = build_examples(recipe(tars, filters, True), 0)
+    last = [texts_and_positions(stream, 1, reader=reader, readers=2)[1][-1] for reader in range(2)]
+    report = stream.filters_report(last)
+    assert [one["seen"] for one in report] == [12, 8]
+    assert [one["removed"] for one in report] == [4, 0]
+
+
+def test_a_stream_without_anything_left_is_an_error_that_says_so(folder):
+    stream = build_examples(recipe(folder, [{"type": "resolution", "min_side": 99}], True), 0)
+    (folder / "08.png").unlink()
+    with pytest.raises(ValueError, match="no usable example"):
+        texts_and_positions(stream, 1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_records_what_its_filters_removed_and_the_command_says_it(folder, tmp_path, streaming):
+    tokenizer = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [16, 16],
+        "latent_channels": 8,
+        "num_vq_embeddings": 32,
+        "vq_embed_dim": 8,
+        "norm_num_groups": 4,
+    }
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "task": "reconstruction",
+                "train": ["vision_tokenizer"],
+                "model": {"vision_tokenizer": tokenizer, "image_size": 16},
+                "data": {"source": str(folder), "filters": [RESOLUTION], "streaming": streaming},
+                "training": {
+                    "max_steps": 1,
+                    "per_device_train_batch_size": 2,
+                    "dataloader_num_workers": 2 if streaming else 0,
+                    "perceptual_weight": 0,
+                    "adversarial_weight": 0,
+                    "use_cpu": True,
+                    "report_to": "none",
+                },
+            }
+        )
+    )
+    command = ["train", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    (filtered,) = json.loads((tmp_path / "out" / "training.json").read_text())["data_filters"]
+    assert {name: filtered[name] for name in RESOLUTION} == RESOLUTION
+    # Of a stream's two readers, one has given the batch.
+    assert (filtered["seen"], filtered["removed"]) == ((6, 2) if streaming else (12, 4))
+    assert f"Filters: resolution removed {filtered['removed']} of {filtered['seen']}." in result.output

@@ -68,6 +68,10 @@ def build_source(task: str, data: "DataSection", seed: int) -> Examples | Stream
             "datasets can load, or data.source=scenes."
         )
     if data.source == "scenes":
+        if data.filters:
+            raise ValueError(
+                "Scenes are not filtered; remove data.filters, or in a mixture give them filters: [] of their own."
+            )
         scenes = SceneExamples(task, seed, data.split, data.length, data.questions_per_scene, data.independent_turns)
         if not data.streaming:
             return scenes
@@ -81,10 +85,11 @@ def build_source(task: str, data: "DataSection", seed: int) -> Examples | Stream
         "seed": seed,
     }
     if not data.streaming:
-        return FolderExamples(data.source, task, **columns)
+        return FolderExamples(data.source, task, data.filters, **columns)
     rows, reader = open_rows(data.source, task, **columns, streaming=True)
     shards = TarShards(rows) if isinstance(rows, list) else DatasetShards(rows, data.source)
-    return ExampleStream(shards, reader, seed, data.shuffle_rows)
+    filters = reader.filters(data.filters, getattr(rows, "column_names", None))
+    return ExampleStream(shards, reader, seed, data.shuffle_rows, filters)
 
 
 def source_section(data: "DataSection", entry: dict[str, Any]) -> "DataSection":

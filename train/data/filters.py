@@ -5,6 +5,7 @@ ratio, length of captions and near duplicates are the usual company. A picture t
 count and name it is the reader's part.
 """
 
+import base64
 import dataclasses
 import itertools
 from collections import defaultdict
@@ -28,10 +29,11 @@ HASH_BITS = 64
 
 @dataclass
 class Columns:
-    """What a data set calls its pictures and its captions."""
+    """What a data set calls its pictures and its captions, and the folder to which pictures' names are relative."""
 
     image: str = "image"
     text: str = "text"
+    folder: str = ""
 
 
 @dataclass(kw_only=True)
@@ -51,12 +53,20 @@ class Filter:
     def keeps(self, row: Row) -> bool:
         raise NotImplementedError
 
-    def state(self) -> list[int]:
+    def state(self) -> str:
         """What it remembers of the rows it has seen, which [`Filter.restore`] takes."""
-        return []
+        return ""
 
-    def restore(self, state: list[int]):
-        """Goes on from a state, or with `[]` from the start."""
+    def restore(self, state: str):
+        """Goes on from a state, or with an empty one from the start."""
+
+    def open(self, row: Row) -> list[Image.Image]:
+        """The row's pictures, decoded. Raises `ImageError`."""
+        return open_pictures(row.get(self.columns.image), self.columns.folder)
+
+    def sizes(self, row: Row) -> list[tuple[int, int]]:
+        """Width and height of each of the row's pictures, of which headers are read alone. Raises `ImageError`."""
+        return picture_sizes(row.get(self.columns.image), self.columns.folder)
 
 
 @dataclass(kw_only=True)
@@ -69,7 +79,7 @@ class Resolution(Filter):
         _require(self, "min_side", self.min_side, 1, whole=True)
 
     def keeps(self, row: Row) -> bool:
-        return all(min(size) >= self.min_side for size in picture_sizes(row[self.columns.image]))
+        return all(min(size) >= self.min_side for size in self.sizes(row))
 
 
 @dataclass(kw_only=True)
@@ -82,7 +92,7 @@ class AspectRatio(Filter):
         _require(self, "max", self.max, 1)
 
     def keeps(self, row: Row) -> bool:
-        return all(max(size) <= self.max * min(size) for size in picture_sizes(row[self.columns.image]))
+        return all(max(size) <= self.max * min(size) for size in self.sizes(row))
 
 
 @dataclass(kw_only=True)
@@ -101,7 +111,7 @@ class CaptionLength(Filter):
         return self.columns.text
 
     def keeps(self, row: Row) -> bool:
-        cell = row[self.columns.text]
+        cell = row.get(self.columns.text)
         captions = cell if isinstance(cell, list) else [cell or ""]
         lengths = [len(caption.split()) for caption in captions]
         return all(self.min_words <= length <= (self.max_words or length) for length in lengths)
@@ -122,22 +132,22 @@ class NearDuplicates(Filter):
         _require(self, "distance", self.distance, 0, HASH_BITS - 1, whole=True)
         bounds = [HASH_BITS * band // (self.distance + 1) for band in range(self.distance + 2)]
         self._bands = [(start, (1 << end - start) - 1) for start, end in itertools.pairwise(bounds)]
-        self.restore([])
+        self.restore("")
 
     def keeps(self, row: Row) -> bool:
-        hashes = [difference_hash(picture) for picture in open_pictures(row[self.columns.image])]
+        hashes = [difference_hash(picture) for picture in self.open(row)]
         unlike = [number for number in hashes if not self._is_known(number)]
         for number in unlike:
             self._remember(number)
         return bool(unlike) or not hashes
 
-    def state(self) -> list[int]:
-        return list(self._hashes)
+    def state(self) -> str:
+        return base64.b64encode(np.array(self._hashes, dtype=np.uint64).tobytes()).decode()
 
-    def restore(self, state: list[int]):
+    def restore(self, state: str):
         self._hashes: list[int] = []
         self._tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._bands]
-        for number in state:
+        for number in np.frombuffer(base64.b64decode(state), dtype=np.uint64).tolist():
             self._remember(number)
 
     def _remember(self, number: int):
@@ -195,7 +205,7 @@ class Aesthetic(Filter):
         return [all([next(scores) >= self.min_score for _ in own]) for own in pixels]
 
     def keeps(self, row: Row) -> bool:
-        score = row[self.column]
+        score = row.get(self.column)
         if score is not None and not isinstance(score, (int, float)):
             raise ValueError(
                 f"The column {self.column!r} holds {score!r}; expected aesthetic scores, which are numbers."
@@ -214,7 +224,7 @@ class Aesthetic(Filter):
         return self._predictor
 
     def _preprocess(self, row: Row) -> list[torch.Tensor]:
-        return [self.predictor.preprocess(picture) for picture in open_pictures(row[self.columns.image])]
+        return [self.predictor.preprocess(picture) for picture in self.open(row)]
 
 
 FILTERS: dict[str, type[Filter]] = {

@@ -56,6 +56,12 @@ class MixedExamples(Dataset):
             for row, reason in examples.take_skipped().items()
         }
 
+    def filters_report(self) -> list[dict[str, Any]]:
+        """As [`FilterChain.report`], of all sources, with the name of each."""
+        return [
+            {"source": name, **one} for name, examples in self.sources.items() for one in examples.filters_report()
+        ]
+
     def texts(self) -> list[str]:
         """Every text that a word-level tokenizer has to know."""
         return [text for examples in self.sources.values() for text in examples.texts()]

@@ -24,6 +24,8 @@ from processing_ett.picture_rows import (
 
 from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
 from .conversations import ExampleError, read_conversation
+from .filters import Columns
+from .selection import FilterChain
 from .tars import TarRows, find_tars, unify_row
 
 OPTIONS = "data.image_column, data.text_column or data.messages_column"
@@ -89,6 +91,24 @@ class RowReader:
                 self._texts(row, self._num_pictures(row, cell), name)
             except ExampleError as error:
                 raise ValueError(f"'{self.path}', {name}: {error}") from error
+
+    def view(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row as filters see it, with the columns that all data sets have; one that cannot be read as it is."""
+        try:
+            return self._open(row)[0]
+        except ExampleError:
+            return row
+
+    def filters(self, settings: list[dict[str, Any]], columns: list[str] | None) -> FilterChain:
+        """The filters of these data, of which columns are known unless they differ from row to row.
+
+        Raises:
+            ValueError: A setting is unusable, or a filter reads a column that is missing.
+        """
+        chain = FilterChain(settings, Columns(self.image_column, self.text_column, self.image_folder))
+        if columns is not None and not self.is_tar:
+            chain.require(columns)
+        return chain
 
     def _open(self, row: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """The row with the columns that all data sets have, and what its image column holds."""

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .filters import Columns, Row, build_filter
+from .tars import TarRows
 
 BATCH_SIZE = 64
 
@@ -43,6 +45,13 @@ class FilterChain:
     def keep(self, rows: list[Row]) -> list[bool]:
         """Whether each row passes every filter. Rows are given in the order of the data, and each but once: what is
         removed is counted, what was seen is remembered."""
+        return [
+            passed
+            for start in range(0, len(rows), BATCH_SIZE)
+            for passed in self._keep(rows[start : start + BATCH_SIZE])
+        ]
+
+    def _keep(self, rows: list[Row]) -> list[bool]:
         left = list(range(len(rows)))
         for number, step in enumerate(self.steps):
             passed = step.keep([rows[index] for index in left])
@@ -52,23 +61,39 @@ class FilterChain:
         kept = set(left)
         return [index in kept for index in range(len(rows))]
 
-    def report(self) -> list[dict[str, Any]]:
-        """Each filter's settings with how many rows it has `seen` and `removed`."""
+    def require(self, columns: list[str]):
+        """Raises `ValueError` where a filter reads a column that is not among these."""
+        missing = [column for column in self.reads() if column not in columns]
+        if missing:
+            raise ValueError(
+                f"data.filters read the column {', '.join(map(repr, missing))}, which the data do not have; their "
+                f"columns are {', '.join(map(repr, columns))}."
+            )
+
+    def report(self, counts: list[tuple[list[int], list[int]]] | None = None) -> list[dict[str, Any]]:
+        """Each filter's settings with how many rows it has `seen` and `removed`; given `counts`, both lists of several
+        chains like this, their sums."""
+        counts = [(self.seen, self.removed)] if counts is None else counts
+        sums = np.sum(counts, axis=0, dtype=int).tolist() if counts else [[0] * len(self.steps)] * 2
         return [
-            {**one, "seen": seen, "removed": removed}
-            for one, seen, removed in zip(self.settings, self.seen, self.removed, strict=True)
+            {**one, "seen": seen, "removed": removed} for one, seen, removed in zip(self.settings, *sums, strict=True)
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and what filters remember, which grows with the pictures where near duplicates are removed."""
+        """Counts, and what filters remember, in JSON's types; grows with the pictures that are kept, where near
+        duplicates are removed."""
         return {
             "seen": list(self.seen),
             "removed": list(self.removed),
             "memories": [step.state() for step in self.steps],
         }
 
-    def load_state_dict(self, state: dict[str, Any]):
-        """Goes on from a state."""
+    def load_state_dict(self, state: dict[str, Any] | None):
+        """Goes on from a state, or from the start."""
+        if state is None:
+            state = {name: [0] * len(self.steps) for name in ("seen", "removed")} | {
+                "memories": [""] * len(self.steps)
+            }
         self.seen, self.removed = list(state["seen"]), list(state["removed"])
         for step, memory in zip(self.steps, state["memories"], strict=True):
             step.restore(memory)
@@ -76,29 +101,29 @@ class FilterChain:
     def forget(self):
         """Makes filters remember nothing, since in a new epoch every picture is its own duplicate; counts go on."""
         for step in self.steps:
-            step.restore([])
+            step.restore("")
 
 
-def select_rows(rows: datasets.Dataset, chain: FilterChain, progress: bool = True) -> datasets.Dataset:
-    """The rows that pass every filter. What was kept and counted is written into the cache of datasets, so that the
+def select_rows(
+    rows: datasets.Dataset | TarRows, chain: FilterChain, view: Callable[[Row], Row] | None = None
+) -> np.ndarray:
+    """
+    Numbers of the rows that pass every filter. They and the counts are written into the cache of datasets, so that the
     same filters need not look at the same rows again.
 
+    Args:
+        view: Makes of a row what filters see. Without it, only the columns that filters read are read.
+
     Raises:
-        ValueError: A filter reads a column that is missing, or no row is left.
+        ValueError: No row is left.
     """
-    missing = [column for column in chain.reads() if column not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"data.filters read the column {', '.join(map(repr, missing))}, which the data do not have; their columns "
-            f"are {', '.join(map(repr, rows.column_names))}."
-        )
     cache = _cache_file(rows, chain)
     if cache.is_file():
         with safe_open(cache, "pt") as file:
             kept = file.get_tensor("kept").numpy()
             chain.seen, chain.removed = file.get_tensor("seen").tolist(), file.get_tensor("removed").tolist()
     else:
-        kept = _kept_rows(rows.select_columns(chain.reads()), chain, progress)
+        kept = _pass(rows, chain, view) if view else _pass(rows.select_columns(chain.reads()), chain, dict)
         counts = {"seen": torch.tensor(chain.seen), "removed": torch.tensor(chain.removed)}
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
@@ -106,7 +131,7 @@ def select_rows(rows: datasets.Dataset, chain: FilterChain, progress: bool = Tru
         os.replace(temporary, cache)
     if not len(kept):
         raise ValueError(f"data.filters leave none of the {len(rows)} rows: {summarize(chain.report())}.")
-    return rows.select(kept)
+    return kept
 
 
 def summarize(report: list[dict[str, Any]]) -> str:
@@ -114,21 +139,21 @@ def summarize(report: list[dict[str, Any]]) -> str:
     return ", ".join(f"{one['type']} removed {one['removed']:,} of {one['seen']:,}" for one in report)
 
 
-def _kept_rows(rows: datasets.Dataset, chain: FilterChain, progress: bool) -> np.ndarray:
+def _pass(rows: datasets.Dataset | TarRows, chain: FilterChain, view: Callable[[Row], Row]) -> np.ndarray:
     kept: list[int] = []
-    with tqdm(total=len(rows), desc="Filtering", unit=" rows", leave=False, disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="Filtering", unit=" rows", leave=False, disable=None) as bar:
         for start in range(0, len(rows), BATCH_SIZE):
-            batch = rows[start : start + BATCH_SIZE]
-            batch = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            kept += (start + offset for offset, passed in enumerate(chain.keep(batch)) if passed)
-            bar.update(len(batch))
+            numbers = range(start, min(start + BATCH_SIZE, len(rows)))
+            kept += itertools.compress(numbers, chain.keep([view(rows[number]) for number in numbers]))
+            bar.update(len(numbers))
             bar.set_postfix(kept=len(kept), refresh=False)
     return np.array(kept, dtype=np.int64)
 
 
-def _cache_file(rows: datasets.Dataset, chain: FilterChain) -> Path:
+def _cache_file(rows: datasets.Dataset | TarRows, chain: FilterChain) -> Path:
+    content = rows._fingerprint if isinstance(rows, datasets.Dataset) else rows.fingerprint()
     steps = [dataclasses.asdict(step) for step in chain.steps]
-    key = hashlib.sha256(json.dumps([rows._fingerprint, chain.settings, steps], sort_keys=True).encode())
+    key = hashlib.sha256(json.dumps([content, chain.settings, steps], sort_keys=True).encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "ett_filters" / f"{key.hexdigest()}.safetensors"
 
 

@@ -5,6 +5,7 @@ and, by task, `text` or `messages`.
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import scenes_ett
 from processing_ett import CAPTION_PROMPT
 
 from .rows import UNUSABLE, open_rows
+from .selection import select_rows
 from .skipped import SkippedRows
 
 QUESTION_ORDER = (
@@ -66,6 +68,10 @@ class SceneExamples(Dataset):
             example["messages"] = self._conversation(scene, rng)
         return example
 
+    def filters_report(self) -> list[dict[str, Any]]:
+        """None: scenes are not filtered."""
+        return []
+
     def texts(self) -> list[str]:
         """Every word that a word-level tokenizer has to know."""
         return scenes_ett.vocabulary()
@@ -109,6 +115,7 @@ class FolderExamples(Dataset):
 
     Args:
         path (`str`): Folder, file, pattern of files or name on the Hub.
+        filters (`list[dict]`): Settings of a [`FilterChain`], by which rows are chosen now.
         columns: Further arguments of [`open_rows`]: `split`, `image_column`, `text_column`, `messages_column`,
             `image_folder`, `seed`.
 
@@ -119,9 +126,13 @@ class FolderExamples(Dataset):
         ValueError: There is nothing to learn from, a column is missing, or one of the first rows cannot be used.
     """
 
-    def __init__(self, path: str, task: str, **columns: Any):
+    def __init__(self, path: str, task: str, filters: list[dict[str, Any]] | None = None, **columns: Any):
         self.path = path
         self.rows, self.reader = open_rows(path, task, **columns)
+        self.filters = self.reader.filters(filters or [], getattr(self.rows, "column_names", None))
+        self.numbers: Sequence[int] = range(len(self.rows))
+        if filters:
+            self.numbers = select_rows(self.rows, self.filters, self.reader.view if self.reader.is_tar else None)
         self._skipped = SkippedRows()
         for shard, cause in getattr(self.rows, "damaged", {}).items():
             self._skipped.note(shard, f"Only its beginning can be read: {cause}.")
@@ -134,12 +145,16 @@ class FolderExamples(Dataset):
         """As [`SkippedRows.take`]."""
         return self._skipped.take()
 
+    def filters_report(self) -> list[dict[str, Any]]:
+        """As [`FilterChain.report`]."""
+        return self.filters.report()
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for offset in range(len(self)):
-            number = (index + offset) % len(self)
+            number = int(self.numbers[(index + offset) % len(self)])
             row = self.rows[number]
             name = self.reader.name(row, number)
             try:
@@ -159,7 +174,7 @@ class FolderExamples(Dataset):
             raise ValueError(
                 "A new language model takes its vocabulary from captions in a column; these data have none."
             )
-        cells = self.rows[column]
+        cells = self.rows.select(self.numbers)[column]
         return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell]) if text]
 
 

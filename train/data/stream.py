@@ -18,12 +18,16 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from .preparation import PreparedDataset
 from .rows import UNUSABLE, RowReader
+from .selection import FilterChain, summarize
 from .skipped import SkippedRows
 from .sources import SceneExamples
 from .tars import index_tar, read_samples
 
 Position = dict[str, Any]
-"""Where a reader stands: numbers that JSON can hold."""
+"""Where a reader stands, as JSON can hold it."""
+
+Place = tuple[tuple[int, int], str, dict[str, Any]]
+"""A row with its place (which of a reader's shards, which row in it) and its name."""
 
 ROWS_AT_ONCE = 32
 MAX_SHARDS = 4096
@@ -123,11 +127,20 @@ class ExampleStream:
     Args:
         shards ([`Shards`]), reader ([`RowReader`]): The rows, and what makes examples of them.
         block_rows (`int`): Rows that are mixed with one another; so many undecoded ones are held in memory.
-
+        filters ([`FilterChain`], *optional*): Each reader has its own: what looks like a picture that only another
+            reader or another epoch has shown is no near duplicate.
     """
 
-    def __init__(self, shards: Shards, reader: RowReader | SceneReader, seed: int, block_rows: int = 1000):
+    def __init__(
+        self,
+        shards: Shards,
+        reader: RowReader | SceneReader,
+        seed: int,
+        block_rows: int = 1000,
+        filters: FilterChain | None = None,
+    ):
         self.shards, self.reader, self.seed, self.block_rows = shards, reader, seed, block_rows
+        self.filters = filters or FilterChain([])
         self._skipped = SkippedRows()
 
     def read(
@@ -140,19 +153,22 @@ class ExampleStream:
         """
         self._skipped = SkippedRows()
         position = position or _start(0)
+        self.filters.load_state_dict(position.get("filters"))
         while True:
             is_whole, is_empty = position == _start(position["epoch"]), True
             for example, after in self._epoch(reader, readers, position):
                 is_empty = False
                 yield example, after
             if is_whole and is_empty:
-                first = next((f"{name}: {reason}" for name, reason in self._skipped.reasons.items()), "too few rows")
+                first = next((f"{name}: {reason}" for name, reason in self._skipped.reasons.items()), None)
+                first = first or summarize(self.filters.report()) or "too few rows"
                 raise ValueError(
                     f"Reader {reader + 1} of {readers} has no usable example in a whole epoch of {len(self.shards)} "
                     f"shards, of which one is {self.shards.name(0)} ({first}). Give more data, or fewer "
                     "training.dataloader_num_workers."
                 )
             position = _start(position["epoch"] + 1)
+            self.filters.forget()
 
     def take_skipped(self) -> dict[str, str]:
         """As [`SkippedRows.take`], of the reading that was begun last."""
@@ -163,9 +179,10 @@ class ExampleStream:
         here = dict(position)
         while block := list(itertools.islice(rows, self.block_rows)):
             rng = np.random.default_rng((self.seed, here["epoch"], reader, here["block"]))
-            order = rng.permutation(len(block))
-            for offset in range(here["offset"], len(block)):
-                _, name, row = block[order[offset]]
+            kept = self._filter(block, here)
+            order = rng.permutation(len(kept))
+            for offset in range(here["offset"], len(kept)):
+                _, name, row = kept[order[offset]]
                 try:
                     example = self.reader(row, name)
                 except UNUSABLE as error:
@@ -175,9 +192,16 @@ class ExampleStream:
             (shard, number), _, _ = block[-1]
             here |= {"shard": shard, "row": number + 1, "block": here["block"] + 1, "offset": 0}
 
-    def _rows(
-        self, reader: int, readers: int, position: Position
-    ) -> Iterator[tuple[tuple[int, int], str, dict[str, Any]]]:
+    def _filter(self, block: list[Place], here: Position) -> list[Place]:
+        """What passes the filters, whose state before the block and counts after it become part of the position."""
+        if not self.filters.steps:
+            return block
+        here["filters"] = self.filters.state_dict()
+        kept = self.filters.keep([self.reader.view(row) for _, _, row in block])
+        here["counts"] = [self.filters.seen[:], self.filters.removed[:]]
+        return list(itertools.compress(block, kept))
+
+    def _rows(self, reader: int, readers: int, position: Position) -> Iterator[Place]:
         """What is left of an epoch: each row with its place (which of the reader's shards, which row) and its name."""
         shards = np.random.default_rng((self.seed, position["epoch"])).permutation(len(self.shards)).tolist()
         whole = len(shards) - len(shards) % readers
@@ -192,6 +216,11 @@ class ExampleStream:
             except Exception as error:  # Readers of damaged files raise almost any type.
                 self._skipped.note(self.shards.name(shard), f"Only its beginning can be read: {error}")
             start = 0
+
+    def filters_report(self, positions: list[Position | None] = ()) -> list[dict[str, Any]]:
+        """As [`FilterChain.report`], of all readers, of which it is given where they stand."""
+        counts = [position["counts"] for position in positions if position and "counts" in position]
+        return self.filters.report(counts)
 
     def texts(self) -> list[str]:
         """Raises `ValueError`: a word-level tokenizer has to know every text beforehand."""
@@ -213,6 +242,14 @@ class MixedStream:
         self.sources, self.seed = sources, seed
         self.weights = np.asarray([weights[name] for name in sources], dtype=float)
         self.weights /= self.weights.sum()
+
+    def filters_report(self, positions: list[Position | None] = ()) -> list[dict[str, Any]]:
+        """As [`ExampleStream.filters_report`], of all sources, with the name of each."""
+        return [
+            {"source": name, **one}
+            for name, source in self.sources.items()
+            for one in source.filters_report([position["sources"][name] for position in positions if position])
+        ]
 
     def texts(self) -> list[str]:
         """As [`ExampleStream.texts`]."""

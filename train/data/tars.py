@@ -6,6 +6,7 @@
 
 import glob
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,10 @@ class TarRows:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def fingerprint(self) -> list[Any]:
+        """What changes when the files do: their names, sizes and times."""
+        return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in self.paths]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, sample = self.places[index]
