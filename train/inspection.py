@@ -17,6 +17,7 @@ from PIL import Image
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
+from .data.collator import pack
 from .models import build_processor
 from .recipes import Recipe, load_recipe
 from .run import build_collator, prepare_examples
@@ -45,7 +46,8 @@ class Piece:
 
 @dataclass
 class Shown:
-    """An example as the page shows it: its pictures as data URLs, its tokens, and how many of them are predicted."""
+    """An example as the page shows it: its pictures as data URLs, its tokens, how many of them are predicted, and where
+    examples share rows of the batch (`data.packing`), the number of its row."""
 
     name: str
     pictures: list[str]
@@ -53,6 +55,7 @@ class Shown:
     length: int
     predicted: int
     is_codes: bool
+    row: int | None = None
 
 
 def inspect_data(
@@ -109,6 +112,10 @@ def render(
 ) -> str:
     """The page of prepared examples, of the batch that the collator made of them, and of what did not come so far."""
     shown = [show(item, processor, recipe.task == "drawing") for item in items]
+    if recipe.data.packing and "input_ids" in batch:
+        for number, row in enumerate(pack([one.length for one in shown], recipe.data.max_length), 1):
+            for index in row:
+                shown[index].row = number
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
     )

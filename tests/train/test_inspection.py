@@ -134,6 +134,14 @@ def test_new_models_and_tokenizers_need_no_weights_either(tmp_path, make_vision_
     assert f"&lt;image&gt; x {NUM_CODES}" in page
 
 
+def test_of_packed_examples_each_ones_row_is_told(bare_model, tmp_path):
+    packed = ["data.length=20", "data.packing=true", "data.in_memory=false", "data.max_length=200"]
+    page = inspect_data("demo_gen", [f"model.path={bare_model}", *packed], tmp_path / "page.html", 4).read_text()
+    rows = [int(row) for row in re.findall(r"in row (\d+) of the batch", page)]
+    (height, _) = re.search(r"<td>input_ids</td><td>(\d+) x (\d+)</td>", page).groups()
+    assert sorted(rows) == [1, 1, 2, 2] and height == "2"
+
+
 def test_of_a_stream_the_first_examples_are_shown(bare_model, tmp_path):
     streamed = ["data.streaming=true", "data.in_memory=false", "training.max_steps=1"]
     overrides = [f"model.path={bare_model}", "data.length=20", *streamed]
