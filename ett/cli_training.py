@@ -15,8 +15,20 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Where the model goes; else as the recipe says.")] = None,
     resume: Resume = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what the run would do and need; nothing is written.")
+    ] = False,
+    devices: Annotated[
+        int | None, typer.Option(help="With --dry-run: devices to plan for; else those here.", show_default=False)
+    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option(min=0, help="With --dry-run: tokens of text that an example is taken to have.")
+    ] = 128,
 ):
     """Run one stage of training from a recipe."""
+    if dry_run:
+        typer.echo(room("train.plan").plan_recipe(recipe, overrides, devices, text_tokens).report())
+        return
     rooms = room("train")
     folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
     record = rooms.read_record(folder)

@@ -32,11 +32,9 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
     Raises:
         OSError: The pretrained weights are neither cached nor within reach, or their file holds something else.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # lpips asks torchvision for its networks in a way that torchvision deprecates.
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(PERCEPTUAL_SEED)
-        loss = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+        loss = random_perceptual_loss(network)
     if not pretrained:
         logger.warning(
             "The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network
@@ -54,6 +52,14 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
     # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers.
     loss.net.load_state_dict({name: state[f"features.{name.partition('.')[2]}"] for name in loss.net.state_dict()})
     return loss.eval().requires_grad_(False)
+
+
+def random_perceptual_loss(network: str) -> lpips.LPIPS:
+    """LPIPS on a network of random weights, which come from torch's global generator."""
+    with warnings.catch_warnings():
+        # lpips asks torchvision for its networks in a way that torchvision deprecates.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        return lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
 
 
 def reconstruction_losses(
@@ -77,4 +83,4 @@ def reconstruction_losses(
     return losses
 
 
-__all__ = ["build_perceptual_loss", "reconstruction_losses"]
+__all__ = ["build_perceptual_loss", "random_perceptual_loss", "reconstruction_losses"]
