@@ -4,9 +4,10 @@ from .arguments import ETTTrainingArguments
 from .checkpoints import newest_checkpoint
 from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from .finite import NonFiniteLossError
+from .folders import RECORD_NAME, check_output_folder
 from .interruption import TrainingInterrupted
 from .recipes import Recipe, available_recipes, load_recipe
-from .run import RECORD_NAME, check_output_folder, library_versions, read_record, run_recipe, write_record
+from .run import library_versions, read_record, run_recipe, write_record
 from .trainer import ETTTrainer, train_only
 
 __all__ = [

@@ -37,6 +37,7 @@ from .data import (
     describe_data,
 )
 from .discriminator import PatchDiscriminator, load_discriminator
+from .folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
 from .interruption import TrainingInterrupted
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
@@ -46,9 +47,6 @@ from .trainer import ETTTrainer, train_only
 
 logger = logging.getLogger(__name__)
 
-RECORD_NAME = "training.json"
-WORK_FOLDER = "training"
-RECIPE_NAME = "recipe.yaml"
 KINDS = {"reconstruction": "tokenizer", "drawing": "gen"}
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "lpips")
 
@@ -84,11 +82,17 @@ def run_recipe(
     recipe = load_recipe(name, overrides)
     check_adapter(recipe)
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
-    work = output_dir / WORK_FOLDER
-    resolved = dataclasses.asdict(recipe)
     if check_output_folder(output_dir, recipe, resume):
         logger.warning("%s holds a finished model of this recipe already.", output_dir)
         return output_dir
+    with FolderLock(output_dir / WORK_FOLDER) as lock:
+        _run(recipe, recipe.title or Path(name).stem, output_dir, lock, resume, progress)
+    return output_dir
+
+
+def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume: bool, progress: bool):
+    work = output_dir / WORK_FOLDER
+    resolved = dataclasses.asdict(recipe)
     checkpoint = newest_checkpoint(work) if resume else None
     seed = recipe.training.get("seed", 0)
     check_tokenized_data(recipe)
@@ -109,6 +113,7 @@ def run_recipe(
     # Every process has found the folder fit before the first writes into it.
     PartialState().wait_for_everyone()
     if args.should_save:
+        lock.claim()
         work.mkdir(parents=True, exist_ok=True)
         _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
     trainer = ETTTrainer(
@@ -122,7 +127,7 @@ def run_recipe(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if progress:
-        trainer.add_callback(FiguresProgressCallback(recipe.title or Path(name).stem))
+        trainer.add_callback(FiguresProgressCallback(title))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted_by:
@@ -154,37 +159,6 @@ def run_recipe(
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
         finish_folder(trainer, output_dir, record, recipe.lora.merge)
     PartialState().wait_for_everyone()
-    return output_dir
-
-
-def check_output_folder(output_dir: Path, recipe: Recipe, resume: bool = True) -> bool:
-    """Whether the folder holds this recipe's finished model.
-
-    Raises:
-        ValueError: It holds something else, or another recipe's run.
-    """
-    for path in (output_dir, *output_dir.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"'{path}' is a file; --output-dir must be a folder.")
-    if not output_dir.exists() or not any(output_dir.iterdir()):
-        return False
-    recipe_file = output_dir / WORK_FOLDER / RECIPE_NAME
-    if not recipe_file.is_file():
-        raise ValueError(
-            f"'{output_dir}' holds something else (for instance {min(path.name for path in output_dir.iterdir())}); "
-            "choose an empty or new --output-dir."
-        )
-    started, resolved = yaml.safe_load(recipe_file.read_text()), dataclasses.asdict(recipe)
-    if started != resolved:
-        differing = [key for key in resolved if started.get(key) != resolved[key]]
-        raise ValueError(
-            f"'{output_dir}' holds a run of another recipe (they differ in {', '.join(differing)}); choose another "
-            "--output-dir, or remove that folder."
-        )
-    finished = (output_dir / RECORD_NAME).is_file()
-    if finished and not resume:
-        raise ValueError(f"'{output_dir}' holds a finished model; choose another --output-dir, or remove that folder.")
-    return finished
 
 
 def training_arguments(recipe: Recipe, work: Path, seed: int) -> ETTTrainingArguments:
@@ -337,4 +311,4 @@ def _write(path: Path, text: str):
     os.replace(temporary, path)
 
 
-__all__ = ["RECORD_NAME", "check_output_folder", "library_versions", "read_record", "run_recipe", "write_record"]
+__all__ = ["library_versions", "read_record", "run_recipe", "write_record"]

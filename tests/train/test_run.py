@@ -153,24 +153,6 @@ def test_a_finished_folder_is_not_trained_over(stages):
         run_recipe("demo_tokenizer", TOKENIZER, stages["tokenizer"], resume=False)
 
 
-def test_a_folder_of_another_recipe_is_refused(stages):
-    with pytest.raises(ValueError, match=r"holds a run of another recipe \(they differ in training"):
-        run_recipe("demo_tokenizer", [*TOKENIZER, "training.learning_rate=1"], stages["tokenizer"])
-
-
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds something else .*thesis\.tex"):
-        run_recipe("demo_tokenizer", TOKENIZER, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
-    (tmp_path / "notes").write_text("mine")
-    with pytest.raises(ValueError, match="is a file; --output-dir must be a folder"):
-        run_recipe("demo_tokenizer", TOKENIZER, tmp_path / "notes")
-
-
 def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     overrides = [*TOKENIZER, "training.max_steps=4"]
     whole = run_recipe("demo_tokenizer", overrides, tmp_path / "whole")
