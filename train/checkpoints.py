@@ -178,7 +178,7 @@ class CheckpointingTrainer(Trainer):
         free = shutil.disk_usage(run).free / GIB
         whole = newest_checkpoint(run)
         return (
-            f"{written.name} could not be written{f' (at {files[-1].name})' if files else ''}: {error}. '{run}' has "
+            f"{written.name} could not be written{f' (the last file begun is {files[-1].name})' if files else ''}: {error}. '{run}' has "
             f"{free:.2f} GiB free. "
             + (f"{whole.name} is whole" if whole else "There is no earlier checkpoint")
             + "; make room and run again to go on."
