@@ -177,9 +177,9 @@ class CheckpointingTrainer(Trainer):
         run = written.parent.parent
         free = shutil.disk_usage(run).free / GIB
         whole = newest_checkpoint(run)
+        begun = f" (the last file begun is {files[-1].name})" if files else ""
         return (
-            f"{written.name} could not be written{f' (the last file begun is {files[-1].name})' if files else ''}: {error}. '{run}' has "
-            f"{free:.2f} GiB free. "
+            f"{written.name} could not be written{begun}: {error}. '{run}' has {free:.2f} GiB free. "
             + (f"{whole.name} is whole" if whole else "There is no earlier checkpoint")
             + "; make room and run again to go on."
         )

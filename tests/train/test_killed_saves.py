@@ -58,8 +58,9 @@ def trainer(make_vision_tokenizer, arguments, make_items, monkeypatch):
 
 
 def contents(checkpoint):
-    # The arguments have the run's folder in them.
-    return {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "training_args.bin"}
+    # The arguments have the run's folder in them, and the list of files their size.
+    names = {path.name for path in checkpoint.iterdir()} - {"training_args.bin", "files.json"}
+    return {name: (checkpoint / name).read_bytes() for name in names}
 
 
 def test_wherever_a_save_is_killed_the_run_goes_on_and_ends_as_an_uninterrupted_one(
