@@ -1,6 +1,7 @@
 """A save that is killed, at whatever moment, or that the disk has no room for: the checkpoint before it is whole."""
 
 import os
+import random
 import resource
 import shutil
 import signal
@@ -22,9 +23,12 @@ DELETING = {"os.remove", "os.rmdir"}
 
 def in_a_child(function) -> int:
     """Calls it in a forked process. Returns the process's exit status."""
+    state = random.getstate()
     process = os.fork()
     if process == 0:
         try:
+            # Python seeds a forked process anew.
+            random.setstate(state)
             # Threads of the parent are not there, and waited for in vain.
             torch.set_num_threads(1)
             function()
