@@ -65,7 +65,8 @@ class ETTCollator:
     `predict_codes`. Where examples have a `name`, the batch has `names`, for reports.
 
     With `packed_length`, examples share rows of at most so many tokens, and none sees another: `position_ids` begin
-    anew with each, which attention takes as the border where there is no `attention_mask`.
+    anew with each, which attention (eager, sdpa or flex) takes as the border where there is no `attention_mask`.
+    Flash attention looks for borders in batches of one row only.
 
     >>> items = [{"input_ids": [7, 8], "labels": [-100, 8]}, {"input_ids": [9], "labels": [9]}]
     >>> batch = ETTCollator(pad_token_id=0)(items)
