@@ -46,8 +46,8 @@ class Piece:
 
 @dataclass
 class Shown:
-    """An example as the page shows it: its pictures as data URLs, its tokens, how many of them are predicted, and where
-    examples share rows of the batch (`data.packing`), the number of its row."""
+    """An example as the page shows it: its pictures as data URLs, its tokens, how many of them are predicted, and the
+    number of its row where examples share rows of the batch (`data.packing`)."""
 
     name: str
     pictures: list[str]
