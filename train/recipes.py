@@ -163,7 +163,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     Args:
         name: One of [`available_recipes`], or a YAML file.
         overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
-            list goes by its number, counted from 0: `data.filters.0.min_side=256`.
+            list goes by its number, counted from 0: `data.filters.0.min_side=256`. A `data.source` takes the place of
+            the recipe's mixture.
 
     Raises:
         ValueError: Recipe or field is unknown (with a suggestion), or a value does not parse.
@@ -186,6 +187,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         except yaml.YAMLError as error:
             raise ValueError(f"The value of the override '{override}' is no YAML: {error}") from error
         _set(values, key, value)
+        if key == "data.source" and value is not None:
+            values["data"]["mixture"] = None
     recipe = _build(Recipe, values, "")
     _check_mixture(recipe.data.mixture)
     for key in recipe.training:

@@ -110,7 +110,7 @@ def test_tokens_are_the_pictures_and_those_the_text_is_taken_to_have(model_folde
     ],
 )
 def test_what_is_known_of_the_data_is_counted_and_the_rest_is_said(overrides, count):
-    assert count_examples(load_recipe("stage3_chat", overrides).data) == count
+    assert count_examples(load_recipe("stage1_alignment", overrides).data) == count
 
 
 def test_rows_of_local_data_are_counted(tmp_path):

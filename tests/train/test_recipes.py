@@ -45,6 +45,12 @@ def test_the_papers_numbers_are_in_its_recipes():
     assert (semantic.training["alpha"], semantic.training["learning_rate"]) == (0.25, 4e-5)
     assert load_recipe("stage3_chat").training["learning_rate"] == 2e-5
     assert "vision_tokenizer" not in load_recipe("stage3_chat").train + load_recipe("stage3_gen").train
+    weights = [
+        [entry["weight"] for entry in load_recipe(f"stage3_{name}").data.mixture.values()] for name in ("chat", "gen")
+    ]
+    assert weights == [[32.0, 3.5, 31.8], [14.0, 16.0]]
+    filters = load_recipe("stage3_gen").data.mixture["web"]["filters"]
+    assert [entry["type"] for entry in filters] == ["resolution", "aesthetic"]
 
 
 @pytest.fixture
@@ -117,6 +123,19 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
     assert recipe.training["run_name"] is None
     assert recipe.training["alpha"] == 0.25
+
+
+def test_overrides_reach_the_sources_of_a_mixture():
+    recipe = load_recipe("stage3_gen", ["data.mixture.web.source=mine", "data.mixture.web.filters.0.min_side=256"])
+    assert recipe.data.mixture["web"]["source"] == "mine"
+    assert recipe.data.mixture["web"]["filters"][0] == {"type": "resolution", "min_side": 256}
+    with pytest.raises(ValueError, match=r"unknown field 'data\.mixture\.web\.sorce'\. Did you mean 'source'\?"):
+        load_recipe("stage3_gen", ["data.mixture.web.sorce=mine"])
+
+
+def test_a_source_takes_the_place_of_the_recipes_mixture():
+    recipe = load_recipe("stage3_chat", ["data.source=photos"])
+    assert recipe.data.source == "photos" and recipe.data.mixture is None
 
 
 def test_overrides_make_sections_that_a_recipe_leaves_empty(recipe_file):
