@@ -136,6 +136,9 @@ def tokenize(
         str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_folder: Annotated[
+        str | None, typer.Option(help="Folder of pictures that the data name.", show_default="that of the data")
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
@@ -161,6 +164,7 @@ def tokenize(
         model,
         split=split,
         image_column=image_column,
+        image_folder=image_folder,
         limit=limit,
         batch_size=batch_size,
         workers=workers,

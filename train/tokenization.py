@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ImageError
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+from processing_ett.picture_rows import data_folder, load_rows, open_pictures, picture_name
 
 from .data.choice import source_section
 from .data.codes import CODES_FEATURES, TOKENIZATION_NAME, is_tokenized, pack_row
@@ -26,8 +26,11 @@ class PictureRows(Dataset):
     """Rows of a data set: `row`, all columns but that of the pictures, and where there are pictures `pixel_values`
     `(num_images, 3, H, W)` of uint8; or a [`Skipped`]."""
 
-    def __init__(self, rows: datasets.Dataset, image_column: str, image_processor: ETTImageProcessor):
-        self.rows, self.image_column, self.image_processor = rows, image_column, image_processor
+    def __init__(
+        self, rows: datasets.Dataset, image_column: str, image_folder: str, image_processor: ETTImageProcessor
+    ):
+        self.rows, self.image_column, self.image_folder = rows, image_column, image_folder
+        self.image_processor = image_processor
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +39,7 @@ class PictureRows(Dataset):
         row = self.rows[index]
         cell = row.pop(self.image_column)
         try:
-            pictures = open_pictures(cell)
+            pictures = open_pictures(cell, self.image_folder)
         except ImageError as error:
             return Skipped(picture_name(cell, index), str(error))
         return {"row": row, **picture_levels(pictures, self.image_processor)}
@@ -50,6 +53,7 @@ def tokenize_data_set(
     model: str,
     split: str | None = None,
     image_column: str = "image",
+    image_folder: str | None = None,
     limit: int | None = None,
     batch_size: int = 32,
     workers: int = 0,
@@ -65,6 +69,7 @@ def tokenize_data_set(
         tokenizer: In float32, in evaluation mode, on the device that is to do the work.
         model: Its name, for the record.
         split: Without it, the only one there is.
+        image_folder: Folder to which pictures' file names are relative, by default that of the data.
         limit: Only that many of the first rows.
         batch_size: Rows whose pictures are encoded together.
         workers: Processes that read pictures; 0 reads them in this one.
@@ -85,7 +90,7 @@ def tokenize_data_set(
     if taken := sorted(set(others) & set(CODES_FEATURES)):
         raise ValueError(f"'{data_set}' has a column {taken[0]!r} already; rename it.")
     num_codes = tokenizer.config.num_vq_embeddings
-    pictures = PictureRows(rows, image_column, image_processor)
+    pictures = PictureRows(rows, image_column, image_folder or data_folder(data_set), image_processor)
     num_pictures = 0
 
     def make_rows(numbers: range) -> Iterator[dict[str, Any] | Skipped]:

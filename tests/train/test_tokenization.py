@@ -1,6 +1,7 @@
 """Pictures tokenised once: what is written of them."""
 
 import json
+import tarfile
 
 import datasets
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from ett.cli import app
 from processing_ett import ETTImageProcessor
+from train import FolderExamples
 from train.data.codes import unpack_row
 from train.data.shards import Part
 
@@ -93,6 +95,32 @@ def test_a_row_may_have_several_pictures_or_none(tokenizer, tmp_path):
     (tmp_path / "several.parquet").rename(tmp_path / "several" / "train.parquet")
     assert tokenize(tmp_path / "several", tmp_path / "codes", tokenizer).pictures == 3
     assert [unpack_row(row, 32).shape[0] for row in rows(tmp_path / "codes")] == [2, 0, 1]
+
+
+def test_pictures_may_be_named_by_their_files(pictures, tokenizer, codes, tmp_path):
+    (tmp_path / "lists").mkdir()
+    lines = [json.dumps({"image": f"{number}.png", "text": f"picture {number}"}) for number in range(NUM_PICTURES)]
+    (tmp_path / "lists" / "train.jsonl").write_text("\n".join(lines))
+    tokenize(tmp_path / "lists" / "train.jsonl", tmp_path / "far", tokenizer, image_folder=str(pictures))
+    assert rows(tmp_path / "far").to_list() == rows(codes).to_list()
+    (pictures / "metadata.jsonl").unlink()
+    (tmp_path / "lists" / "train.jsonl").rename(pictures / "train.jsonl")
+    tokenize(pictures / "train.jsonl", tmp_path / "near", tokenizer)
+    assert rows(tmp_path / "near").to_list() == rows(codes).to_list()
+
+
+def test_pictures_in_tars_become_codes_that_are_learned_from_with_their_texts(pictures, tokenizer, codes, tmp_path):
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        for number in range(2):
+            tar.add(pictures / f"{number}.png", f"{number}.png")
+            (tmp_path / "text").write_text(f"picture {number}")
+            tar.add(tmp_path / "text", f"{number}.txt")
+    tokenize(tmp_path / "tars", tmp_path / "from_tars", tokenizer, image_column="png")
+    from_tars, expected = (FolderExamples(str(path), "caption") for path in (tmp_path / "from_tars", codes))
+    for number in range(2):
+        assert from_tars[number]["text"] == f"picture {number}"
+        assert torch.equal(from_tars[number]["image_codes"], expected[number]["image_codes"])
 
 
 def test_a_size_that_does_not_divide_into_codes_is_an_error(pictures, tokenizer, tmp_path):

@@ -181,10 +181,10 @@ def open_rows(
     )
     reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
+    pictures = (image_column,)
+    if task != "text" and is_tokenized(path):
+        reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
     if not reader.is_tar:
-        pictures = (image_column,)
-        if task != "text" and is_tokenized(path):
-            reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
         needed = {"reconstruction": pictures, "text": (text_column,), "chat": (messages_column,)}
         check_columns(path, columns, image_column, needed.get(task, (*pictures, text_column)), OPTIONS)
         if task != "text" and rows.features and image_column in rows.features:
