@@ -16,7 +16,12 @@ Rows = datasets.Dataset | datasets.IterableDataset
 
 
 def load_rows(
-    path: str, split: str | None, image_column: str, columns: Iterable[str], options: str
+    path: str,
+    split: str | None,
+    image_column: str,
+    columns: Iterable[str],
+    options: str,
+    image_folder: str | None = None,
 ) -> datasets.Dataset:
     """
     Reads a folder of pictures (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any
@@ -28,6 +33,8 @@ def load_rows(
         image_column (`str`): Column of pictures, if there is one of that name.
         columns: Those that have to be there.
         options (`str`): What an error calls the options that name other columns.
+        image_folder (`str`, *optional*): Folder to which pictures' file names are relative, by default that of the
+            data.
 
     Returns:
         `datasets.Dataset`: One row or more, in the order of the data set; pictures as [`open_pictures`] takes them.
@@ -42,7 +49,7 @@ def load_rows(
         raise ValueError(f"'{path}' holds no examples.")
     if image_column in rows.column_names:
         check_pictures(path, rows.features, image_column, options)
-        rows = _with_pictures(rows, image_column, data_folder(path))
+        rows = _with_pictures(rows, image_column, image_folder or data_folder(path))
     return undecoded(rows)
 
 

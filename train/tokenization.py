@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ImageError
-from processing_ett.picture_rows import data_folder, load_rows, open_pictures, picture_name
+from processing_ett.picture_rows import load_rows, open_pictures, picture_name
 
 from .data.choice import source_section
 from .data.codes import CODES_FEATURES, TOKENIZATION_NAME, is_tokenized, pack_row
@@ -26,11 +26,8 @@ class PictureRows(Dataset):
     """Rows of a data set: `row`, all columns but that of the pictures, and where there are pictures `pixel_values`
     `(num_images, 3, H, W)` of uint8; or a [`Skipped`]."""
 
-    def __init__(
-        self, rows: datasets.Dataset, image_column: str, image_folder: str, image_processor: ETTImageProcessor
-    ):
-        self.rows, self.image_column, self.image_folder = rows, image_column, image_folder
-        self.image_processor = image_processor
+    def __init__(self, rows: datasets.Dataset, image_column: str, image_processor: ETTImageProcessor):
+        self.rows, self.image_column, self.image_processor = rows, image_column, image_processor
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,7 +36,7 @@ class PictureRows(Dataset):
         row = self.rows[index]
         cell = row.pop(self.image_column)
         try:
-            pictures = open_pictures(cell, self.image_folder)
+            pictures = open_pictures(cell)
         except ImageError as error:
             return Skipped(picture_name(cell, index), str(error))
         return {"row": row, **picture_levels(pictures, self.image_processor)}
@@ -84,13 +81,13 @@ def tokenize_data_set(
             f"The image size is {size[0]} x {size[1]} (height x width); this tokenizer needs sides that are multiples "
             f"of {tokenizer.spatial_factor}. Give another one with --image-size."
         )
-    rows = load_rows(data_set, split, image_column, (image_column,), "--image-column")
+    rows = load_rows(data_set, split, image_column, (image_column,), "--image-column", image_folder)
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     others = {name: feature for name, feature in rows.features.items() if name != image_column}
     if taken := sorted(set(others) & set(CODES_FEATURES)):
         raise ValueError(f"'{data_set}' has a column {taken[0]!r} already; rename it.")
     num_codes = tokenizer.config.num_vq_embeddings
-    pictures = PictureRows(rows, image_column, image_folder or data_folder(data_set), image_processor)
+    pictures = PictureRows(rows, image_column, image_processor)
     num_pictures = 0
 
     def make_rows(numbers: range) -> Iterator[dict[str, Any] | Skipped]:

@@ -61,6 +61,14 @@ def test_a_shard_may_be_left_empty(tmp_path):
     assert read(tmp_path / "out")["number"][:] == list(range(4, 10))
 
 
+def test_rows_of_which_none_can_be_used_are_an_error(tmp_path):
+    def none(numbers):
+        return (Skipped(f"picture {number}", "It is torn.") for number in numbers)
+
+    with pytest.raises(ValueError, match=r"None of the 10 rows can be used; the first, picture 0: It is torn\."):
+        write(tmp_path / "out", make_rows=none)
+
+
 def test_an_interrupted_run_goes_on_and_writes_the_same_files(tmp_path):
     def interrupted(numbers):
         for row in make_rows(numbers):

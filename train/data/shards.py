@@ -197,7 +197,8 @@ def write_shards(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: The folder holds something else or was made with other settings, or numbers are out of range.
+        ValueError: The folder holds something else or was made with other settings, numbers are out of range, or
+            none of the rows can be used.
     """
     folder, part = Path(folder), part or Part()
     shards = _shards(folder, num_rows, rows_per_shard)
@@ -218,6 +219,9 @@ def write_shards(
             report.rows += manifest["rows"]
             report.skipped += manifest["skipped"]
     report.missing = [shard.name for shard in shards if not shard.manifest_path.is_file()]
+    if not report.rows and part.count == 1:
+        first = report.skipped[0]
+        raise ValueError(f"None of the {num_rows} rows can be used; the first, {first['name']}: {first['reason']}")
     return report
 
 
