@@ -9,7 +9,11 @@ import torch
 
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
-from train import newest_checkpoint, train_only
+from processing_ett import ETTProcessor, build_word_tokenizer
+from scenes_ett import vocabulary
+from train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
+from train.adapters import add_adapter
+from train.recipes import LoraSection
 
 from .trainers import changed, make_trainer, timeless
 
@@ -20,40 +24,107 @@ def joint_trainer(make_model, args, items):
     return make_trainer(model, args, items)
 
 
-def test_a_resumed_joint_run_is_the_uninterrupted_one_to_the_last_bit(make_model, arguments, make_items, tmp_path):
-    items = make_items(8)
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "cosine"}
-    whole = joint_trainer(make_model, arguments(**options), items)
+@pytest.fixture
+def make_stage(make_model, make_vision_tokenizer, make_language_model, make_items, arguments):
+    """Makes a stage's trainer, whose epochs have two steps."""
+
+    def drawings():
+        tokenizer = build_word_tokenizer(vocabulary())
+        processor = ETTProcessor.from_parts(tokenizer, 4, image_size=16)
+        model = make_model(
+            make_language_model(vocab_size=len(tokenizer)),
+            image_token_id=processor.image_token_id,
+            image_start_token_id=processor.image_start_token_id,
+            image_end_token_id=processor.image_end_token_id,
+        )
+        return model, PreparedDataset(
+            SceneExamples("drawing", 0, "train", 4), "drawing", processor, prompt_dropout=0.5
+        )
+
+    def make(stage, **changes):
+        parts, options = STAGES[stage]
+        args = arguments(**{"max_steps": 4, "lr_scheduler_type": "cosine", **options, **changes})
+        items = make_items(4 * args.gradient_accumulation_steps, codes=stage == "chat")
+        if stage == "tokenizer":
+            return make_trainer(make_vision_tokenizer(), args, items)
+        model = make_model()
+        if stage == "drawing":
+            model, items = drawings()
+        if stage == "adapters":
+            add_adapter(model, LoraSection(rank=2, dropout=0.5))
+        train_only(model, parts)
+        return make_trainer(model, args, items, is_drawing=stage == "drawing")
+
+    return make
+
+
+STAGES = {
+    "tokenizer": ([], {"ema_decay": 0.5, "gradient_accumulation_steps": 2}),
+    "alignment": (["projector"], {"dataloader_num_workers": 2}),
+    "joint": (
+        ["vision_tokenizer", "projector", "language_model"],
+        {"muon_rate_factor": 0.5, "gradient_accumulation_steps": 2, "dataloader_num_workers": 2},
+    ),
+    "chat": (["projector", "language_model"], {"gradient_accumulation_steps": 2}),
+    "drawing": (["projector", "language_model", "visual_head"], {"muon_rate_factor": 0.5}),
+    "adapters": (["projector", "language_model"], {}),
+}
+
+
+def course(trainer):
+    """All that a step changes: weights, states of optimizers and schedules, averages, random numbers."""
+    player, average = trainer.adversary, trainer.average
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict()["state"],
+        "rates": trainer.lr_scheduler.get_last_lr(),
+        "average": {} if average is None else average.module.state_dict(),
+        "discriminator": {} if player is None else player.discriminator.state_dict(),
+        "discriminator_optimizer": {} if player is None else player.optimizer.state_dict()["state"],
+        "discriminator_rates": [] if player is None else player.scheduler.get_last_lr(),
+        "random": torch.get_rng_state(),
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(make_stage, tmp_path, stage):
+    """From the middle of an epoch and from an epoch's end."""
+    whole = make_stage(stage, save_strategy="steps", save_steps=1)
     whole.train()
-
-    folder = tmp_path / "run"
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
-    torch.manual_seed(123)
-    resumed = joint_trainer(make_model, arguments(**options, output_dir=str(tmp_path / "again")), items)
-    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-
-    ours, theirs = resumed.adversary, whole.adversary
-    assert changed(whole.model.state_dict(), resumed.model) == set()
-    assert changed(theirs.discriminator.state_dict(), ours.discriminator) == set()
-    for found, expected in ((resumed, whole), (ours, theirs)):
-        states = [player.optimizer.state_dict()["state"] for player in (found, expected)]
-        torch.testing.assert_close(*states, rtol=0, atol=0)
-    assert ours.scheduler.state_dict() == theirs.scheduler.state_dict()
-    assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
-    assert resumed.adversary.discriminator.lecam_real.item() != 0
+    expected = course(whole)
+    for step in (1, 2):
+        torch.manual_seed(123)
+        resumed = make_stage(stage, output_dir=str(tmp_path / f"from-{step}"))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        torch.testing.assert_close(course(resumed), expected, rtol=0, atol=0)
+        assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
 
 
-def test_a_resumed_tokenizer_run_is_the_uninterrupted_one_to_the_last_bit(
-    make_vision_tokenizer, arguments, make_items, tmp_path
-):
-    items = make_items(8)
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    whole = make_trainer(make_vision_tokenizer(), arguments(**options), items)
+def test_resuming_a_run_at_its_last_step_changes_nothing(make_stage, tmp_path):
+    whole = make_stage("tokenizer", max_steps=3, save_strategy="steps", save_steps=3)
     whole.train()
-    resumed = make_trainer(make_vision_tokenizer(), arguments(**options, output_dir=str(tmp_path / "again")), items)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    resumed = make_stage("tokenizer", max_steps=3, output_dir=str(tmp_path / "again"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert resumed.state.global_step == 3
     assert changed(whole.model.state_dict(), resumed.model) == set()
-    assert changed(whole.adversary.discriminator.state_dict(), resumed.adversary.discriminator) == set()
+
+
+def test_a_resumed_run_saves_and_logs_as_often_as_it_is_told_now(make_stage, tmp_path):
+    make_stage("tokenizer", save_strategy="steps", save_steps=1).train()
+    resumed = make_stage(
+        "tokenizer", save_strategy="steps", save_steps=3, logging_steps=4, output_dir=str(tmp_path / "again")
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert [entry["step"] for entry in timeless(resumed.state.log_history)] == [1, 4]
+
+
+def test_the_newest_checkpoints_are_kept_and_those_of_a_run_begun_anew_give_way(make_stage, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    make_stage("tokenizer", **saving).train()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    make_stage("tokenizer", **saving, max_steps=2).train()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_checkpoint_is_a_model_folder(make_model, make_vision_tokenizer, arguments, make_items, tmp_path):
