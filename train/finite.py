@@ -84,7 +84,9 @@ def describe_findings(step: int, findings: list[dict[str, Any]]) -> str:
     parts = dict.fromkeys(
         part for found in findings for part, state in found["gradients"].items() if state != "finite"
     )
-    names = [name for found in findings for batch in found["examples"].values() for name in batch]
+    # Gradients are shared: a process whose own losses are finite has them from another.
+    sources = [found for found in findings if found["losses"]] or findings
+    names = [name for found in sources for batch in found["examples"].values() for name in batch]
     told = [*losses]
     if parts:
         told.append(f"the gradients of {', '.join(parts)} are not finite")

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 from train import NonFiniteLossError, newest_checkpoint
+from train.finite import describe_findings
 
 from .trainers import changed, make_trainer, snapshot
 
@@ -103,3 +104,11 @@ def test_weights_that_are_no_numbers_are_not_saved(make_vision_tokenizer, argume
 def test_finite_training_leaves_no_report(trainer, tmp_path):
     trainer.train()
     assert list((tmp_path / "run").glob("non-finite*")) == []
+
+
+def test_of_several_processes_the_examples_are_those_of_the_one_whose_loss_is_no_number():
+    shared = {"projector": "not finite"}
+    whole = {"losses": [], "gradients": shared, "examples": {"1": ["a"], "2": ["b"]}}
+    broken = {"losses": [{"name": "loss", "micro_batch": 2, "value": "nan"}], "gradients": shared}
+    told = describe_findings(7, [whole, {**broken, "examples": {"2": ["c", "d"]}}])
+    assert told == "Step 7: loss is nan in micro-batch 2; the gradients of projector are not finite (examples: c, d)."
