@@ -59,6 +59,7 @@ class IBQModel(VQModel):
             [`IBQQuantizer`].
     """
 
+    _supports_gradient_checkpointing = True
     blend_h = AutoencoderKL.blend_h
     blend_v = AutoencoderKL.blend_v
 
@@ -121,6 +122,12 @@ class IBQModel(VQModel):
         self.use_tiling = False
         self.tile_sample_min_size = 512
         self.tile_overlap_factor = 0.25
+
+    def activation_checkpointing_enable(self, *args, **kwargs):
+        """What transformers' trainer calls where diffusers' has [`~IBQModel.enable_gradient_checkpointing`]."""
+        self.enable_gradient_checkpointing()
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     @property
     def spatial_factor(self) -> int:

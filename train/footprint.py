@@ -105,7 +105,7 @@ def activation_bytes(
         with warnings.catch_warnings():
             # An old name, which older versions of transformers know, too.
             warnings.filterwarnings("ignore", category=FutureWarning)
-            (model.enable_gradient_checkpointing if is_tokenizer else model.gradient_checkpointing_enable)()
+            model.gradient_checkpointing_enable()
     pictures = (batch_size, tokenizer.config.in_channels, image_size, image_size)
     found = {}
     if any(parameter.requires_grad for parameter in tokenizer.parameters()):

@@ -478,3 +478,14 @@ def test_logs_of_training_hold_nothing_of_evaluation_nor_the_reverse(make_vision
     assert [entry["step"] for entry in evaluations] == [1, 2]
     assert not any("vq_loss" in entry or "codebook_usage" in entry for entry in evaluations)
     assert int(trainer._code_counts.sum()) == 0
+
+
+def test_gradient_checkpointing_changes_no_update_of_a_tokenizer(make_vision_tokenizer, arguments, make_items):
+    trained = []
+    for gradient_checkpointing in (False, True):
+        args = arguments(gradient_checkpointing=gradient_checkpointing)
+        trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing == gradient_checkpointing
+        trained.append(trainer.model.state_dict())
+    torch.testing.assert_close(*trained, rtol=0, atol=1e-7)
