@@ -1,46 +1,77 @@
 """The moving average of the weights (EMA), which tokenizers are judged and published by."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
-
-def start_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average with a constant decay, starting from the model's present weights."""
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)).requires_grad_(False)
-    # The first update copies instead of averaging; later ones then start from the initial weights.
-    average.update_parameters(model)
-    return average
+AVERAGE_NAME = "average.safetensors"
 
 
-@contextmanager
-def exchanged_weights(model: nn.Module, average: AveragedModel) -> Iterator[None]:
-    """Within it, the model has the average's weights, and the average the model's; nothing is copied."""
-    _exchange(model, average.module)
-    try:
-        yield
-    finally:
-        _exchange(model, average.module)
+class MovingAverage(TrainerCallback):
+    """The average of all weights that train, with a constant decay, moved after each step of the optimizer. Of weights
+    in shards (FSDP2) every process averages its own.
 
+    Args:
+        decay (`float`): Between 0 and 1.
+    """
 
-def _exchange(one: nn.Module, other: nn.Module):
-    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
-        ours.data, theirs.data = theirs.data, ours.data
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.weights: dict[str, torch.Tensor] = {}
 
-
-class AverageCallback(TrainerCallback):
-    """Updates the average after each step of the optimizer."""
-
-    def __init__(self, average: AveragedModel):
-        self.average = average
+    def start(self, model: nn.Module):
+        """Starts from the model's present weights, once the model is where it trains."""
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.weights = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     @torch.no_grad()
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.average.update_parameters(model)
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        for name, average in self.weights.items():
+            average.lerp_(self.parameters[name], 1 - self.decay)
+
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Within it, the model has the average's weights, and the average the model's."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self):
+        for name, average in self.weights.items():
+            own = self.parameters[name].clone()
+            self.parameters[name].copy_(average)
+            average.copy_(own)
+
+    def save(self, folder: str | Path, is_writer: bool):
+        """Writes the average in whole. All processes take part; one of them writes."""
+        whole = {
+            name: (value.full_tensor() if isinstance(value, DTensor) else value)
+            for name, value in self.weights.items()
+        }
+        if is_writer:
+            temporary = Path(folder) / f".{AVERAGE_NAME}.tmp"
+            safetensors.torch.save_file({name: value.contiguous() for name, value in whole.items()}, temporary)
+            os.replace(temporary, Path(folder) / AVERAGE_NAME)
+
+    def load(self, folder: str | Path):
+        """Goes on from what [`~MovingAverage.save`] wrote."""
+        saved = safetensors.torch.load_file(Path(folder) / AVERAGE_NAME)
+        for name, value in self.weights.items():
+            tensor = saved[name].to(value.device)
+            if isinstance(value, DTensor):
+                tensor = distribute_tensor(tensor, value.device_mesh, value.placements)
+            value.copy_(tensor)
 
 
-__all__ = ["AverageCallback", "exchanged_weights", "start_average"]
+__all__ = ["AVERAGE_NAME", "MovingAverage"]

@@ -14,11 +14,9 @@ import re
 import shutil
 from pathlib import Path
 
-import safetensors.torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -26,10 +24,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .adapters import has_adapter, load_weights, read_adapter, save_adapter
 from .adversary import Adversary
 from .arguments import ETTTrainingArguments
+from .average import MovingAverage
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_NAME = "average.safetensors"
 FILE_LIST_NAME = "files.json"
 UNFINISHED_NAME = ".unfinished"
 GIB = 2**30
@@ -126,7 +124,7 @@ class CheckpointingTrainer(Trainer):
     """The trainer's part that keeps a run: [`newest_checkpoint`] finds what it saved, wherever it was interrupted."""
 
     args: ETTTrainingArguments
-    average: AveragedModel | None = None
+    average: MovingAverage | None = None
     adversary: Adversary | None = None
     _is_saving = False
     _last_saved: Path | None = None
@@ -197,8 +195,8 @@ class CheckpointingTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None and self.args.should_save:
-            safetensors.torch.save_model(self.average.module, str(Path(output_dir) / AVERAGE_NAME))
+        if self.average is not None:
+            self.average.save(output_dir, self.args.should_save)
         if self.adversary is not None and self.args.should_save:
             self.adversary.save(output_dir)
 
@@ -209,7 +207,7 @@ class CheckpointingTrainer(Trainer):
         elif self.args.should_save:
             output_dir = output_dir or self.args.output_dir
             if with_adapter:
-                save_adapter(self.model, output_dir)
+                save_adapter(self.model, output_dir, state_dict)
             else:
                 self.model.save_pretrained(output_dir)
             if self.processing_class is not None:
@@ -218,7 +216,7 @@ class CheckpointingTrainer(Trainer):
     # Going on
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if has_adapter(self.model):
+        if has_adapter(self.model) and not self.is_fsdp_enabled:
             load_weights(self.model, read_adapter(resume_from_checkpoint))
         elif isinstance(self.model, ModelMixin):
             self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
@@ -230,8 +228,10 @@ class CheckpointingTrainer(Trainer):
             # What an interrupted save left.
             shutil.rmtree(Path(self.args.output_dir) / UNFINISHED_NAME, ignore_errors=True)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.average is not None and resume_from_checkpoint is not None:
-            safetensors.torch.load_model(self.average.module, Path(resume_from_checkpoint) / AVERAGE_NAME)
+        if self.average is not None:
+            self.average.start(self.model)
+            if resume_from_checkpoint is not None:
+                self.average.load(resume_from_checkpoint)
         return prepared
 
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
@@ -247,7 +247,6 @@ class CheckpointingTrainer(Trainer):
 
 
 __all__ = [
-    "AVERAGE_NAME",
     "CheckpointError",
     "CheckpointingTrainer",
     "newest_checkpoint",

@@ -42,6 +42,7 @@ from .interruption import TrainingInterrupted
 from .models import build_model, changes_codebook
 from .progress import FiguresProgressCallback
 from .recipes import Recipe, load_recipe
+from .sharding import find_deepspeed_config, whole_weights
 from .tokenization import check_tokenized_data
 from .trainer import ETTTrainer, train_only
 
@@ -137,6 +138,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
         raise stopped
     skipped = trainer.skipped()
     data_filters = filters_report(trainer, examples)
+    weights = whole_weights(trainer)
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
@@ -157,7 +159,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
-        finish_folder(trainer, output_dir, record, recipe.lora.merge)
+        finish_folder(trainer, output_dir, record, recipe, weights)
     PartialState().wait_for_everyone()
 
 
@@ -173,8 +175,11 @@ def training_arguments(recipe: Recipe, work: Path, seed: int) -> ETTTrainingArgu
         "use_cpu": not has_accelerator,
         "dataloader_pin_memory": has_accelerator,
     }
+    given = dict(recipe.training)
+    if given.get("deepspeed") is not None:
+        given["deepspeed"] = find_deepspeed_config(given["deepspeed"])
     try:
-        return ETTTrainingArguments(output_dir=str(work), **{**defaults, **recipe.training})
+        return ETTTrainingArguments(output_dir=str(work), **{**defaults, **given})
     except TypeError as error:
         raise ValueError(f"The recipe's training section cannot be used: {error}") from error
 
@@ -273,21 +278,48 @@ def change_codebook(
 # Folders
 
 
-def finish_folder(trainer: ETTTrainer, output_dir: Path, record: dict[str, Any], merge: bool = True):
+def finish_folder(
+    trainer: ETTTrainer,
+    output_dir: Path,
+    record: dict[str, Any],
+    recipe: Recipe,
+    weights: dict[str, torch.Tensor] | None = None,
+):
     """Writes the model beside the run and moves it in, the record last: a folder with a record is complete. Adapters
-    are merged, and kept in a folder of their own; without `merge` there are the adapters alone."""
+    are merged, and kept in a folder of their own, or are all that the folder holds.
+
+    Args:
+        weights: Where the model is in shards, all of its weights.
+    """
     partial = output_dir / WORK_FOLDER / "final"
     with trainer.averaged_weights():
-        if merge and has_adapter(trainer.model):
-            save_adapter(trainer.model, partial / ADAPTER_FOLDER)
-            merge_adapter(trainer.model)
-        trainer._save(str(partial))
-    (partial / "training_args.bin").unlink(missing_ok=True)
+        model = trainer.model if weights is None else model_of(weights, trainer.model, recipe)
+        if recipe.lora.merge and has_adapter(model):
+            save_adapter(model, partial / ADAPTER_FOLDER)
+            merge_adapter(model)
+        if has_adapter(model):
+            save_adapter(model, partial)
+        else:
+            model.save_pretrained(partial)
+        trainer.processing_class.save_pretrained(partial)
     for path in partial.iterdir():
         shutil.rmtree(output_dir / path.name, ignore_errors=True)
         os.replace(path, output_dir / path.name)
     shutil.rmtree(partial)
     write_record(output_dir, record)
+
+
+def model_of(
+    weights: dict[str, torch.Tensor], sharded: torch.nn.Module, recipe: Recipe
+) -> ETTForConditionalGeneration:
+    """The model in one piece that has these weights, with what trains as in the one in shards."""
+    model = ETTForConditionalGeneration(sharded.config)
+    if recipe.lora.rank is not None:
+        add_adapter(model, recipe.lora)
+    train_only(model, recipe.train)
+    model.load_state_dict(weights)
+    model.generation_config = sharded.generation_config
+    return model
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

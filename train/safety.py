@@ -57,7 +57,7 @@ class SafeTrainer(CheckpointingTrainer):
         """
         parts = self.parts() | self._adversary_parts()
         if self.average is not None:
-            parts["average"] = list(self.average.parameters())
+            parts["average"] = list(self.average.weights.values())
         broken = [not is_finite(parameters) for parameters in parts.values()]
         flags = self._anywhere(torch.tensor(broken, dtype=torch.int, device=self.args.device))
         if any(flags):

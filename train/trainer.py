@@ -23,7 +23,7 @@ from modeling_ett.modeling_ibq import IBQModel
 from .adapters import is_adapter_weight
 from .adversary import Adversary, adaptive_weight
 from .arguments import ETTTrainingArguments
-from .average import AverageCallback, exchanged_weights, start_average
+from .average import MovingAverage
 from .board import BoardCallback
 from .discriminator import PatchDiscriminator
 from .figures import Throughput, gradient_norm, learning_rates
@@ -31,6 +31,7 @@ from .losses import build_perceptual_loss, reconstruction_losses
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .safety import SafeTrainer
 from .samples import SamplesCallback
+from .sharding import check_sharding, keep_full_precision
 from .stream_loader import StreamingTrainer
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
@@ -90,7 +91,9 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         discriminator: PatchDiscriminator | None = None,
         **kwargs,
     ):
+        check_sharding(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        keep_full_precision(self)
         self.is_tokenizer = isinstance(model, IBQModel)
         self.vision_tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
         self.tunes_tokenizer = any(parameter.requires_grad for parameter in self.vision_tokenizer.parameters())
@@ -112,8 +115,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
         self.average = None
         if args.ema_decay is not None:
-            self.average = start_average(model, args.ema_decay)
-            self.add_callback(AverageCallback(self.average))
+            self.average = MovingAverage(args.ema_decay)
+            self.add_callback(self.average)
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(BoardCallback())
         if args.sample_steps:
@@ -270,7 +273,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """Within it, the model has the moving average's weights, where there is one."""
-        return nullcontext() if self.average is None else exchanged_weights(self.model, self.average)
+        return nullcontext() if self.average is None else self.average.exchanged()
 
     def evaluation_loop(self, *args, **kwargs):
         with self.averaged_weights():

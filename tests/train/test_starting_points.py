@@ -70,7 +70,8 @@ def test_training_goes_on_from_a_converted_checkpoint(converted, at_start, tmp_p
         "tokenizer", [*SCENES, f"model.path={folder}", f"model.discriminator={discriminator}"], tmp_path / "out"
     )
     assert_equal(at_start[0].model.state_dict(), weights(folder))
-    assert_equal(at_start[0].average.module.state_dict(), weights(folder))
+    at_start[0].average.start(at_start[0].model)
+    assert_equal(at_start[0].average.weights, weights(folder))
     assert_equal(at_start[0].adversary.discriminator.state_dict(), safetensors.torch.load_file(discriminator))
 
 

@@ -1,0 +1,170 @@
+"""What two processes do for test_processes.py: `torchrun --nproc-per-node 2 processes.py FOLDER`. Losses are written
+to `results.json` in the folder, which also holds checkpoints."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
+from train.adapters import add_adapter
+from train.recipes import LoraSection
+from train.sharding import whole_weights
+
+STEPS = 20
+STAGES = {
+    "alignment": ["projector"],
+    "semantic": ["vision_tokenizer", "projector", "language_model"],
+    "drawing": ["projector", "language_model", "visual_head"],
+}
+ADVERSARY = {"adversarial_weight": 0.1}
+SHORT = {"max_steps": 4}
+
+
+def make_model(tied: bool = True) -> ETTForConditionalGeneration:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        tie_word_embeddings=tied,
+    )
+    tokenizer = IBQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=32,
+        vq_embed_dim=8,
+        norm_num_groups=4,
+        patch_size=2,
+    )
+    tokens = {"image_token_id": 4, "image_start_token_id": 5, "image_end_token_id": 6, "image_size": 16}
+    language_model = AutoModelForCausalLM.from_config(config)
+    return ETTForConditionalGeneration.from_parts(language_model, tokenizer, visual_head=True, **tokens)
+
+
+def make_items(is_drawing: bool) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for index in range(16):
+        words = torch.randint(10, 40, (1 + 3 * index % 5,), generator=generator).tolist()
+        ids = [*words, 5, *[4] * 16] if is_drawing else [5, *[4] * 16, 6, *words]
+        pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        labels = [-100] * (len(ids) - len(words)) + words
+        picture = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
+        items.append({"input_ids": ids, "labels": labels, **picture})
+    return items
+
+
+def train(folder: Path, stage: str, resume: str | None = None, tied: bool = True, lora: bool = False, **changes):
+    """A run of the stage: its trainer, after training."""
+    model = make_model(tied)
+    if lora:
+        add_adapter(model, LoraSection(rank=4))
+    train_only(model, STAGES[stage])
+    fields = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4 // int(os.environ.get("WORLD_SIZE", 1)),
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "perceptual_weight": 0.0,
+        "adversarial_weight": 0.0,
+        # Of the mean assignment in a process's own pictures, which differs between one process and two.
+        "entropy_weight": 0.0,
+        "discriminator_width": 8,
+        "discriminator_layers": 1,
+        "seed": 3,
+    }
+    args = ETTTrainingArguments(output_dir=str(folder), **{**fields, **changes})
+    if args.fsdp:
+        # Accelerate knows FSDP2 on accelerators only.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    is_drawing = stage == "drawing"
+    collator = ETTCollator(is_drawing=is_drawing)
+    trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(is_drawing), data_collator=collator)
+    assert bool(args.fsdp) == trainer.accelerator.is_fsdp2
+    trainer.train(resume_from_checkpoint=resume)
+    if args.fsdp:
+        assert all(isinstance(layer, FSDPModule) for layer in trainer.model.model.language_model.layers)
+    return trainer
+
+
+def curve(trainer: ETTTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def in_one_piece(root: Path) -> dict[str, list[float]]:
+    results = {stage: curve(train(root / stage, stage)) for stage in STAGES}
+    results["adversary"] = curve(train(root / "adversary", "semantic", **ADVERSARY, **SHORT))
+    return results
+
+
+def in_shards(root: Path) -> dict[str, list[float]]:
+    """Runs under FSDP2, and those under DDP that they are compared with."""
+    results = {}
+    for stage in ("alignment", "semantic"):
+        results[f"fsdp {stage}"] = curve(train(root / f"fsdp-{stage}", stage, fsdp=True, **SHORT))
+    variants = {"untied": {"stage": "semantic", "tied": False}, "lora": {"stage": "drawing", "lora": True}}
+    variants["half"] = {"stage": "alignment", "bf16": True}
+    for name, options in variants.items():
+        results[name] = curve(train(root / name, **options, **SHORT))
+        results[f"fsdp {name}"] = curve(train(root / f"fsdp-{name}", **options, fsdp=True, **SHORT))
+    for kind in ("FULL", "SHARDED"):
+        results |= resumed_in_shards(root, kind)
+    return results
+
+
+def resumed_in_shards(root: Path, kind: str) -> dict[str, list[float]]:
+    def run_to_the_end(folder: Path, resume: str | None = None) -> ETTTrainer:
+        saving = {"ema_decay": 0.9, "save_strategy": "steps", "save_steps": 2}
+        state_dict_type = {"fsdp": True, "fsdp_config": {"state_dict_type": f"{kind}_STATE_DICT"}}
+        return train(folder, "semantic", resume, **saving, **state_dict_type, **ADVERSARY, **SHORT)
+
+    folder = root / f"fsdp-{kind}"
+    whole = run_to_the_end(folder)
+    again = run_to_the_end(root / f"fsdp-{kind}-again", str(folder / "checkpoint-2"))
+    pairs = zip(whole.average.weights.values(), again.average.weights.values(), strict=True)
+    same_average = all(torch.equal(one.to_local(), other.to_local()) for one, other in pairs)
+    weights = whole_weights(whole)
+    if PartialState().is_main_process:
+        torch.save(weights, root / f"{kind}.pt")
+    return {
+        f"fsdp {kind} whole": curve(whole),
+        f"fsdp {kind} resumed": curve(again),
+        f"fsdp {kind} same average": same_average,
+    }
+
+
+def main(root: Path):
+    # Accelerate names the CPU as if it were an accelerator, by a number, which torch cannot load from.
+    torch.serialization.register_package(
+        0, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
+    )
+    results = in_one_piece(root) | in_shards(root)
+    if PartialState().is_main_process:
+        (root / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""Two processes learn what one does: DDP and FSDP2 on gloo, their checkpoints and averages. All runs of two processes
+are made at once, since starting them takes most of the time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+
+from .processes import in_one_piece
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(folder):
+    folder.mkdir()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name("processes.py")), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def one(root):
+    return in_one_piece(root / "one")
+
+
+@pytest.fixture(scope="module")
+def two(root):
+    return launch(root / "two")
+
+
+@pytest.mark.parametrize("stage", ["alignment", "semantic", "drawing"])
+def test_two_processes_have_the_losses_of_one(one, two, stage):
+    assert two[stage] == pytest.approx(one[stage], rel=0, abs=1e-5 * one[stage][0])
+
+
+def test_with_an_adversary_two_processes_have_nearly_the_losses_of_one(one, two):
+    """The discriminator's batch norm and LeCAM's means are those of each process."""
+    assert two["adversary"] == pytest.approx(one["adversary"], rel=2e-2)
+    assert two["adversary"][0] != two["semantic"][0]
+
+
+@pytest.mark.parametrize("stage", ["alignment", "semantic", "untied", "lora"])
+def test_fsdp2_has_the_losses_of_ddp(two, stage):
+    assert two[f"fsdp {stage}"] == pytest.approx(two[stage][:4], rel=1e-4)
+
+
+def test_with_an_adversary_fsdp2_has_the_losses_of_ddp(two):
+    assert two["fsdp FULL whole"] == pytest.approx(two["adversary"], rel=1e-4)
+
+
+def test_in_half_precision_fsdp2_computes_what_ddp_does(two):
+    """Rounded pixels or weights of the tokenizer would give other codes."""
+    assert two["fsdp half"] == pytest.approx(two["half"], rel=1e-3)
+    assert two["half"] != two["alignment"][:4]
+
+
+@pytest.mark.parametrize("kind", ["FULL", "SHARDED"])
+def test_resumed_under_fsdp2_a_run_is_the_uninterrupted_one(two, kind):
+    assert len(two[f"fsdp {kind} resumed"]) == 4
+    assert two[f"fsdp {kind} resumed"] == two[f"fsdp {kind} whole"]
+    assert two[f"fsdp {kind} same average"]
+
+
+@pytest.mark.parametrize("kind", ["FULL", "SHARDED"])
+def test_gathered_weights_are_the_average_in_the_checkpoint(root, two, kind):
+    gathered = torch.load(root / "two" / f"{kind}.pt", weights_only=True)
+    average = safetensors.torch.load_file(root / "two" / f"fsdp-{kind}" / "checkpoint-4" / "average.safetensors")
+    assert {name for name in gathered if name not in average} <= {"lm_head.weight", "visual_head.weight"}
+    torch.testing.assert_close({name: gathered[name] for name in average}, average, rtol=0, atol=0)
+
+
+def test_a_full_checkpoint_under_fsdp2_is_a_model_folder(root, two):
+    checkpoint = root / "two" / "fsdp-FULL" / "checkpoint-4"
+    _, notes = ETTForConditionalGeneration.from_pretrained(checkpoint, output_loading_info=True)
+    assert not notes["missing_keys"] and not notes["unexpected_keys"]

@@ -1,0 +1,59 @@
+"""Models in shards: what is refused before anything starts, and the model in one piece at the end."""
+
+import json
+
+import pytest
+import torch
+
+from train import Recipe, run, train_only
+from train.adapters import add_adapter, has_adapter
+from train.recipes import LoraSection
+from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"muon_rate_factor": 3.0}, "Muon needs whole matrices, which training.fsdp cuts"),
+        ({"fsdp_config": {"version": 1}}, "training.fsdp is FSDP2 only"),
+    ],
+)
+def test_what_shards_cannot_have_is_an_error(make_model, arguments, fields, message):
+    with pytest.raises(ValueError, match=message):
+        check_sharding(make_model(), arguments(fsdp=True, **fields))
+
+
+def test_a_tokenizer_alone_is_not_cut_into_shards(make_vision_tokenizer, arguments):
+    with pytest.raises(ValueError, match=r"small enough for every device; leave training\.fsdp out"):
+        check_sharding(make_vision_tokenizer(), arguments(fsdp=True))
+
+
+def test_a_deepspeed_configuration_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match=r"training.deepspeed is 'zero9'; expected zero2, or a file"):
+        find_deepspeed_config("zero9")
+
+
+def test_without_deepspeed_it_is_told_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("train.sharding.is_deepspeed_available", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install ett\[deepspeed\]; or use training\.fsdp=true"):
+        find_deepspeed_config("zero2")
+
+
+def test_a_deepspeed_configuration_is_found_by_its_name(monkeypatch):
+    monkeypatch.setattr("train.sharding.is_deepspeed_available", lambda: True)
+    assert json.loads((DEEPSPEED_CONFIGS / "zero2.json").read_text())["zero_optimization"]["stage"] == 2
+    assert find_deepspeed_config("zero2") == str(DEEPSPEED_CONFIGS / "zero2.json")
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_model_in_one_piece_has_the_weights_and_what_trains(make_model, rank):
+    recipe = Recipe(train=["projector", "language_model"], lora=LoraSection(rank=rank))
+    sharded = make_model()
+    if rank:
+        add_adapter(sharded, recipe.lora)
+    train_only(sharded, recipe.train)
+    model = run.model_of(sharded.state_dict(), sharded, recipe)
+    assert has_adapter(model) == bool(rank)
+    torch.testing.assert_close(model.state_dict(), sharded.state_dict(), rtol=0, atol=0)
+    trained = [{name for name, value in each.named_parameters() if value.requires_grad} for each in (model, sharded)]
+    assert trained[0] == trained[1]
