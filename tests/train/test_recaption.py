@@ -169,6 +169,15 @@ def test_captions_are_sampled_by_the_seed(ett_model, source, tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_pictures_that_are_files_named_by_the_data_come_into_the_output(ett_model, source, tmp_path):
+    lines = [f'{{"image": "{number}.png", "text": "old"}}' for number in range(2)]
+    (Path(source) / "rows.json").write_text("\n".join(lines))
+    path = str(Path(source) / "rows.json")
+    recaption(path, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
+    for number, image in enumerate(written(tmp_path / "out")["image"]):
+        assert np.array_equal(np.asarray(image), np.asarray(picture(number)))
+
+
 def test_pictures_without_captions_get_them(ett_model, tmp_path):
     (tmp_path / "bare").mkdir()
     picture(0).save(tmp_path / "bare" / "0.png")
