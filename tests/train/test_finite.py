@@ -86,13 +86,16 @@ def test_a_part_whose_gradient_is_no_number_is_named_though_losses_are_finite(
 def test_weights_that_are_no_numbers_are_not_saved(make_vision_tokenizer, arguments, make_items, tmp_path, part):
     args = arguments(save_strategy="steps", save_steps=1, max_steps=3, ema_decay=0.5)
     trainer = make_trainer(make_vision_tokenizer(), args, make_items(8))
-    modules = {"vision_tokenizer": trainer.model, "average": trainer.average}
-    module = modules.get(part, trainer.adversary.discriminator)
+    weights = {
+        "vision_tokenizer": trainer.model.parameters,
+        "discriminator": trainer.adversary.discriminator.parameters,
+        "average": lambda: trainer.average.weights.values(),
+    }[part]
 
     class Spoil(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                next(module.parameters()).data[0] = math.nan
+                next(iter(weights())).data[0] = math.nan
 
     trainer.add_callback(Spoil())
     with pytest.raises(NonFiniteLossError, match=f"After step 2, weights of {part} are not finite; no checkpoint"):
