@@ -123,8 +123,8 @@ class NearDuplicates(Filter):
     of 64 bits. The first of several alike is kept.
 
     Exact for every distance: the hashes lie in `distance + 1` bands of bits, and two that differ in no more bits than
-    that agree in one band at least. Bands of few bits sort out little: beyond a distance of 5 or so, time grows with the
-    number of pictures kept. A stream's state holds 11 bytes for each of them.
+    that agree in one band at least. Bands of few bits sort out little: beyond a distance of 5 or so, time grows with
+    the number of pictures kept. A stream's state holds 11 bytes for each of them.
     """
 
     distance: int = 4
