@@ -78,7 +78,7 @@ def course(trainer):
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict()["state"],
         "rates": trainer.lr_scheduler.get_last_lr(),
-        "average": {} if average is None else average.module.state_dict(),
+        "average": {} if average is None else average.weights,
         "discriminator": {} if player is None else player.discriminator.state_dict(),
         "discriminator_optimizer": {} if player is None else player.optimizer.state_dict()["state"],
         "discriminator_rates": [] if player is None else player.scheduler.get_last_lr(),
