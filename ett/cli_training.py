@@ -27,7 +27,7 @@ def train(
 ):
     """Run one stage of training from a recipe."""
     if dry_run:
-        typer.echo(room("train.plan").plan_recipe(recipe, overrides, devices, text_tokens).report())
+        typer.echo(room("train.planning.plan").plan_recipe(recipe, overrides, devices, text_tokens).report())
         return
     rooms = room("train")
     folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
@@ -46,7 +46,7 @@ def inspect_data(
     count: Annotated[int, typer.Option("-n", min=1, help="Examples in the batch.")] = 8,
 ):
     """Show a batch of a recipe's data as the model will see it."""
-    typer.echo(f"Wrote {room('train.inspection').inspect_data(recipe, overrides, output, count)}.")
+    typer.echo(f"Wrote {room('train.planning.inspection').inspect_data(recipe, overrides, output, count)}.")
 
 
 @command()
@@ -59,7 +59,7 @@ def convert_tokenizer(
     ] = None,
 ):
     """Turn a public IBQ checkpoint into a tokenizer's folder."""
-    conversion = room("train.conversion").convert_tokenizer(source, output, weights, discriminator)
+    conversion = room("train.models.conversion").convert_tokenizer(source, output, weights, discriminator)
     typer.echo(f"Wrote {output}.\n{conversion.summary()}")
 
 
@@ -72,7 +72,7 @@ def merge(
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
 ):
     """Merge a low-rank adapter into its model."""
-    room("train.adapters").merge_folder(base, adapter, output)
+    room("train.models.adapters").merge_folder(base, adapter, output)
     typer.echo(f"Wrote {output}.")
 
 
@@ -156,7 +156,7 @@ def tokenize(
     tokenizer, image_processor = room("ett.inference").load_tokenizer(model)
     if image_size is not None:
         image_processor.size = {"height": image_size, "width": image_size}
-    report = room("train.tokenization").tokenize_data_set(
+    report = room("train.data.tokenization").tokenize_data_set(
         dataset,
         output,
         tokenizer,

@@ -1,11 +1,15 @@
-"""How a model is made: one trainer, its losses and its data, and the stages as recipes."""
+"""How a model is made: one trainer, and the stages as recipes.
+
+`run` walks through a recipe; `data` gives the batches, `models` what is trained, `objective` what is minimized,
+`checkpointing` keeps it, `monitoring` shows it, `planning` says it all beforehand.
+"""
 
 from .arguments import ETTTrainingArguments
-from .checkpoints import newest_checkpoint
+from .checkpointing.checkpoints import newest_checkpoint
+from .checkpointing.finite import NonFiniteLossError
+from .checkpointing.folders import RECORD_NAME, check_output_folder
+from .checkpointing.interruption import TrainingInterrupted
 from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
-from .finite import NonFiniteLossError
-from .folders import RECORD_NAME, check_output_folder
-from .interruption import TrainingInterrupted
 from .recipes import Recipe, available_recipes, load_recipe
 from .run import library_versions, read_record, run_recipe, write_record
 from .trainer import ETTTrainer, train_only

@@ -22,10 +22,10 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor
 
-from .adapters import ADAPTER_FOLDER, add_adapter, check_adapter, has_adapter, merge_adapter, save_adapter
 from .arguments import ETTTrainingArguments
-from .checkpoints import newest_checkpoint
-from .codebook import count_codes, resize_codebook
+from .checkpointing.checkpoints import newest_checkpoint
+from .checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
+from .checkpointing.interruption import TrainingInterrupted
 from .data import (
     ETTCollator,
     Examples,
@@ -36,14 +36,14 @@ from .data import (
     build_examples,
     describe_data,
 )
-from .discriminator import PatchDiscriminator, load_discriminator
-from .folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
-from .interruption import TrainingInterrupted
-from .models import build_model, changes_codebook
-from .progress import FiguresProgressCallback
+from .data.tokenization import check_tokenized_data
+from .models.adapters import ADAPTER_FOLDER, add_adapter, check_adapter, has_adapter, merge_adapter, save_adapter
+from .models.building import build_model, changes_codebook
+from .models.codebook import count_codes, resize_codebook
+from .monitoring.progress import FiguresProgressCallback
+from .objective.discriminator import PatchDiscriminator, load_discriminator
 from .recipes import Recipe, load_recipe
 from .sharding import find_deepspeed_config, whole_weights
-from .tokenization import check_tokenized_data
 from .trainer import ETTTrainer, train_only
 
 logger = logging.getLogger(__name__)

@@ -20,19 +20,19 @@ from transformers.integrations import TensorBoardCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 
-from .adapters import is_adapter_weight
-from .adversary import Adversary, adaptive_weight
 from .arguments import ETTTrainingArguments
 from .average import MovingAverage
-from .board import BoardCallback
-from .discriminator import PatchDiscriminator
-from .figures import Throughput, gradient_norm, learning_rates
-from .losses import build_perceptual_loss, reconstruction_losses
+from .checkpointing.safety import SafeTrainer
+from .data.stream_loader import StreamingTrainer
+from .models.adapters import is_adapter_weight
+from .monitoring.board import BoardCallback
+from .monitoring.figures import Throughput, gradient_norm, learning_rates
+from .monitoring.samples import SamplesCallback
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
-from .safety import SafeTrainer
-from .samples import SamplesCallback
+from .objective.adversary import Adversary, adaptive_weight
+from .objective.discriminator import PatchDiscriminator
+from .objective.losses import build_perceptual_loss, reconstruction_losses
 from .sharding import check_sharding, keep_full_precision
-from .stream_loader import StreamingTrainer
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 ADAPTER_PART = "adapter"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
-from train.adapters import add_adapter
+from train.models.adapters import add_adapter
 from train.recipes import LoraSection
 from train.sharding import whole_weights
 

@@ -15,8 +15,8 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from processing_ett import build_word_tokenizer
 from scenes_ett import vocabulary
 from train import ETTCollator, run_recipe, train_only
-from train.adapters import add_adapter, merge_adapter, save_adapter
-from train.models import join, new_language_model
+from train.models.adapters import add_adapter, merge_adapter, save_adapter
+from train.models.building import join, new_language_model
 from train.recipes import LoraSection, ModelSection
 
 from .test_run import TINY

@@ -12,7 +12,7 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTProcessor, build_word_tokenizer
 from scenes_ett import vocabulary
 from train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
-from train.adapters import add_adapter
+from train.models.adapters import add_adapter
 from train.recipes import LoraSection
 
 from .trainers import changed, make_trainer, timeless
@@ -160,7 +160,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_step(run_folder):
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(run_folder, name, caplog):
     path = run_folder / "checkpoint-10" / name
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING, logger="train.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="train.checkpointing.checkpoints"):
         assert newest_checkpoint(run_folder) == run_folder / "checkpoint-2"
     assert name in caplog.text and "checkpoint-10' is passed over" in caplog.text
 

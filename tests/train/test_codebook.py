@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_ett.modeling_ibq import IBQModel
-from train.codebook import count_codes, most_used, resize_codebook
+from train.models.codebook import count_codes, most_used, resize_codebook
 
 CODES = 32
 

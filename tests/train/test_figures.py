@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from train import ETTCollator, train_only
-from train.discriminator import PatchDiscriminator
-from train.figures import count_tokens
-from train.flops import StepFlops, peak_of
+from train.monitoring.figures import count_tokens
+from train.objective.discriminator import PatchDiscriminator
+from train.planning.flops import StepFlops, peak_of
 
 from .trainers import make_trainer
 
@@ -27,7 +27,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr("train.figures.time.perf_counter", lambda: Clock.now)
+    monkeypatch.setattr("train.monitoring.figures.time.perf_counter", lambda: Clock.now)
     return Clock
 
 

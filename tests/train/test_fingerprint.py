@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from processing_ett import ETTImageProcessor
-from train.fingerprint import fingerprint, folder_fingerprint
+from train.data.fingerprint import fingerprint, folder_fingerprint
 
 
 @pytest.fixture

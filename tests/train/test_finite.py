@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 from train import NonFiniteLossError, newest_checkpoint
-from train.finite import describe_findings
+from train.checkpointing.finite import describe_findings
 
 from .trainers import changed, make_trainer, snapshot
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from train import check_output_folder, load_recipe, run_recipe
-from train.folders import FolderLock
+from train.checkpointing.folders import FolderLock
 
 from .test_run import TOKENIZER
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import scenes_ett
 from ett.cli import app
 from train import ETTCollator, PreparedDataset, SceneExamples
-from train.inspection import Piece, inspect_data, mosaic, render, show
+from train.planning.inspection import Piece, inspect_data, mosaic, render, show
 from train.recipes import Recipe
 
 IMAGE_TOKEN = "<image>"

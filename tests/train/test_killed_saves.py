@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from train import newest_checkpoint
-from train.checkpoints import CheckpointError
+from train.checkpointing.checkpoints import CheckpointError
 
 from .trainers import changed, make_trainer
 

@@ -8,8 +8,8 @@ import torch
 import torchvision
 
 from modeling_ett.quantizer_ibq import IBQQuantizerOutput
-from train.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
-from train.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
+from train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from train.objective.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
 from train.trainer import codebook_statistics
 
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 import ett.cli
 from train import load_recipe, train_only
-from train.footprint import peak_bytes
-from train.models import build_model
-from train.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
+from train.models.building import build_model
+from train.planning.footprint import peak_bytes
+from train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
 
 TOKENIZER = (
     "model.vision_tokenizer={down_block_types: [DownEncoderBlock2D, DownEncoderBlock2D], "

@@ -7,7 +7,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import ETTCollator, ETTTrainer, train_only
-from train.samples import draw_sheet, first_pictures, question_of
+from train.monitoring.samples import draw_sheet, first_pictures, question_of
 
 FRAME = 2
 MAX_NEW_TOKENS = 6
@@ -15,7 +15,7 @@ MAX_NEW_TOKENS = 6
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("train.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
+    monkeypatch.setattr("train.monitoring.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train import Recipe, run, train_only
-from train.adapters import add_adapter, has_adapter
+from train.models.adapters import add_adapter, has_adapter
 from train.recipes import LoraSection
 from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config
 

@@ -9,7 +9,7 @@ import torch
 
 from modeling_ett.modeling_ibq import IBQModel
 from train import ETTTrainer, run, run_recipe
-from train.conversion import convert_tokenizer
+from train.models.conversion import convert_tokenizer
 
 from .ibq_reference import CODES, make_state, write_checkpoint
 

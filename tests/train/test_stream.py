@@ -15,8 +15,8 @@ from train.data import ExampleStream, MixedStream, PreparedStream
 from train.data.choice import build_examples
 from train.data.rows import open_rows
 from train.data.stream import DatasetShards, TarShards
+from train.data.stream_loader import StreamLoader
 from train.recipes import load_recipe
-from train.stream_loader import StreamLoader
 
 from .trainers import changed, make_trainer
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from train import ETTCollator, ETTTrainingArguments, train_only
-from train.adversary import adaptive_weight
 from train.data.preparation import replace_pixels
+from train.objective.adversary import adaptive_weight
 from train.trainer import mean_by_name
 
 from .trainers import changed, make_trainer, snapshot

@@ -14,7 +14,7 @@ from ett.cli import app
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 from train import read_record, run_recipe
-from train.models import new_language_model
+from train.models.building import new_language_model
 
 from .tokenized import NUM_PICTURES, picture, tokenize
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from processing_ett import ETTImageProcessor
-from train.tokenization import tokenize_data_set
+from train.data.tokenization import tokenize_data_set
 
 NUM_PICTURES = 6
 

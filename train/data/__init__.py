@@ -4,7 +4,9 @@
   `messages`; a *prepared* example has token ids and pixels or codes; a *batch* is what the trainer takes.
 - `choice` says what a recipe's data section means. `rows` and `tars` read rows and make examples of them, which
   `sources` gives by number, `stream` one after the other, `mixture` from several sources.
-- `tasks` says which of their tokens are predicted, `preparation` makes numbers of them, `collator` makes batches.
+- `tasks` says which of their tokens are predicted, `preparation` makes numbers of them, `collator` makes batches,
+  and `stream_loader` brings a stream's batches to the trainer.
+- `tokenization` and `recaption` make data sets of data sets, in `shards`: codes with a `fingerprint`, captions.
 """
 
 from .choice import Examples, Stream, build_examples, describe_data

@@ -13,13 +13,13 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ImageError
 from processing_ett.picture_rows import load_rows, open_pictures, picture_name
 
-from .data.choice import source_section
-from .data.codes import CODES_FEATURES, TOKENIZATION_NAME, is_tokenized, pack_row
-from .data.preparation import picture_levels, replace_pixels
-from .data.shards import Part, ShardsReport, Skipped, require_shards, write_shards
+from ..models.building import require_model_folder
+from ..recipes import ModelSection, Recipe
+from .choice import source_section
+from .codes import CODES_FEATURES, TOKENIZATION_NAME, is_tokenized, pack_row
 from .fingerprint import fingerprint, folder_fingerprint, preprocessing
-from .models import require_model_folder
-from .recipes import ModelSection, Recipe
+from .preparation import picture_levels, replace_pixels
+from .shards import Part, ShardsReport, Skipped, require_shards, write_shards
 
 
 class PictureRows(Dataset):

@@ -19,7 +19,7 @@ from torch import nn
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from processing_ett import ETTProcessor
 
-from .recipes import LoraSection, Recipe
+from ..recipes import LoraSection, Recipe
 
 ADAPTER_FOLDER = "adapter"
 CONFIG_NAME = "adapter_config.json"

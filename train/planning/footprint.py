@@ -21,7 +21,7 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from modeling_ett.scoring_head import CHUNK_ELEMENTS
 
-from .arguments import ETTTrainingArguments
+from ..arguments import ETTTrainingArguments
 
 
 class LiveBytes(TorchDispatchMode):

@@ -16,11 +16,11 @@ from PIL import Image
 
 from processing_ett import ETTImageProcessor, ETTProcessor
 
-from .data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
-from .data.collator import pack
-from .models import build_processor
-from .recipes import Recipe, load_recipe
-from .run import build_collator, prepare_examples
+from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
+from ..data.collator import pack
+from ..models.building import build_processor
+from ..recipes import Recipe, load_recipe
+from ..run import build_collator, prepare_examples
 
 CODE_SIDE = 8
 """Pixels a code along each side of a mosaic."""

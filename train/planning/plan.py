@@ -19,19 +19,19 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import build_word_tokenizer
 from processing_ett.picture_rows import read_rows
 
-from .adapters import add_adapter, check_adapter, has_adapter
-from .arguments import ETTTrainingArguments, accumulation_steps
-from .data import build_examples
-from .data.choice import source_section
-from .discriminator import PatchDiscriminator
+from ..arguments import ETTTrainingArguments, accumulation_steps
+from ..data import build_examples
+from ..data.choice import source_section
+from ..models.adapters import add_adapter, check_adapter, has_adapter
+from ..models.building import new_language_model, require_model_folder, require_parts
+from ..muon import hidden_matrices
+from ..objective.discriminator import PatchDiscriminator
+from ..objective.losses import random_perceptual_loss
+from ..recipes import DataSection, Recipe, load_recipe
+from ..run import training_arguments
+from ..trainer import model_parts, train_only
 from .flops import StepFlops, peak_flops
 from .footprint import activation_bytes
-from .losses import random_perceptual_loss
-from .models import new_language_model, require_model_folder, require_parts
-from .muon import hidden_matrices
-from .recipes import DataSection, Recipe, load_recipe
-from .run import training_arguments
-from .trainer import model_parts, train_only
 
 TEXT_TOKENS = 128
 MOST_COUNTED = 200_000
@@ -135,7 +135,7 @@ class Plan:
             rows.append(("with ZeRO-2", _gib(self.bytes_of_device((*shards[:2], "DDP's buckets"))), ""))
             rows.append(("with FSDP2 or ZeRO-3", _gib(self.bytes_of_device((*shards, "DDP's buckets"))), ""))
         rows.append(("a checkpoint", _gib(self.checkpoint), "on the disk"))
-        return ["Memory, estimated (see train/plan.py and train/footprint.py)", *_table(rows)]
+        return ["Memory, estimated (see train/planning/plan.py and train/planning/footprint.py)", *_table(rows)]
 
 
 def plan_recipe(

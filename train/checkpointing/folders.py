@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .recipes import Recipe, load_recipe
+from ..recipes import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import get_scheduler
 
-from .arguments import ETTTrainingArguments
+from ..arguments import ETTTrainingArguments
 from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
 WEIGHTS_NAME = "discriminator.safetensors"

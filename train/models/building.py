@@ -12,9 +12,9 @@ from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
-from .data import Examples, Stream
+from ..data import Examples, Stream
+from ..recipes import ModelSection, Recipe, suggestion
 from .initialization import start_linear
-from .recipes import ModelSection, Recipe, suggestion
 
 
 def build_model(

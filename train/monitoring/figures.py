@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer
 
-from .data import IGNORED
-from .flops import StepFlops, peak_flops
+from ..data import IGNORED
+from ..planning.flops import StepFlops, peak_flops
 
 
 class Throughput:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from modeling_ett.modeling_ibq import IBQModel
 
-from .data import to_unit_range
+from ..data import to_unit_range
 
 SPLIT_DISTANCE = 0.01
 """How far a split moves either code, as a share of the code's length."""

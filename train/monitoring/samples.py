@@ -17,7 +17,7 @@ from transformers.integrations import TensorBoardCallback
 
 from modeling_ett.modeling_ibq import IBQModel
 
-from .data import IGNORED, to_unit_range
+from ..data import IGNORED, to_unit_range
 
 logger = logging.getLogger(__name__)
 

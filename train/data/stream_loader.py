@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from .data.stream import Position, PreparedStream
+from .stream import Position, PreparedStream
 
 
 @dataclass

@@ -21,7 +21,7 @@ import torch
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor
 
-from .discriminator import PatchDiscriminator
+from ..objective.discriminator import PatchDiscriminator
 
 WEIGHTS = ("ema", "raw")
 EMA_PREFIX, DISCRIMINATOR_PREFIX, PERCEPTUAL_PREFIX = "model_ema.", "loss.discriminator.", "loss.perceptual_loss."

@@ -21,10 +21,10 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .adapters import has_adapter, load_weights, read_adapter, save_adapter
-from .adversary import Adversary
-from .arguments import ETTTrainingArguments
-from .average import MovingAverage
+from ..arguments import ETTTrainingArguments
+from ..average import MovingAverage
+from ..models.adapters import has_adapter, load_weights, read_adapter, save_adapter
+from ..objective.adversary import Adversary
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What is trained: models from folders or parts, adapters, codebook sizes, public checkpoints converted."""
