@@ -23,6 +23,8 @@ class ModelSection:
         language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a
             dict of configuration fields (`model_type` first among them) for a new small one with a vocabulary of the
             data's words.
+        load_in_4bit: Keep the language model's linear maps in 4 bits (bitsandbytes), beside the adapters of `lora`; in
+            the end these are merged into the weights of `path`, in full precision.
         linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
         codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
             codebook keeps the codes that the training data use most, a larger one splits them.
@@ -37,6 +39,7 @@ class ModelSection:
     path: str | None = None
     vision_tokenizer: Any = None
     language_model: Any = None
+    load_in_4bit: bool = False
     linear_start: bool = False
     codebook_size: int | None = None
     codebook_pictures: int = 10_000

@@ -37,9 +37,18 @@ from .data import (
     describe_data,
 )
 from .data.tokenization import check_tokenized_data
-from .models.adapters import ADAPTER_FOLDER, add_adapter, check_adapter, has_adapter, merge_adapter, save_adapter
-from .models.building import build_model, changes_codebook
+from .models.adapters import (
+    ADAPTER_FOLDER,
+    add_adapter,
+    check_adapter,
+    has_adapter,
+    load_weights,
+    merge_adapter,
+    save_adapter,
+)
+from .models.building import build_model, changes_codebook, load_model
 from .models.codebook import count_codes, resize_codebook
+from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
 from .objective.discriminator import PatchDiscriminator, load_discriminator
 from .recipes import Recipe, load_recipe
@@ -82,6 +91,7 @@ def run_recipe(
     """
     recipe = load_recipe(name, overrides)
     check_adapter(recipe)
+    check_quantization(recipe)
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
     if check_output_folder(output_dir, recipe, resume):
         logger.warning("%s holds a finished model of this recipe already.", output_dir)
@@ -293,7 +303,12 @@ def finish_folder(
     """
     partial = output_dir / WORK_FOLDER / "final"
     with trainer.averaged_weights():
-        model = trainer.model if weights is None else model_of(weights, trainer.model, recipe)
+        if weights is not None:
+            model = model_of(weights, trainer.model, recipe)
+        elif recipe.model.load_in_4bit and recipe.lora.merge:
+            model = in_full_precision(trainer.model, recipe)
+        else:
+            model = trainer.model
         if recipe.lora.merge and has_adapter(model):
             save_adapter(model, partial / ADAPTER_FOLDER)
             merge_adapter(model)
@@ -320,6 +335,15 @@ def model_of(
     model.load_state_dict(weights)
     model.generation_config = sharded.generation_config
     return model
+
+
+def in_full_precision(model: ETTForConditionalGeneration, recipe: Recipe) -> ETTForConditionalGeneration:
+    """The model that training started from, never rounded, with what trained beside the rounded one."""
+    whole = load_model(recipe.model, dtype=torch.float32)
+    add_adapter(whole, recipe.lora)
+    train_only(whole, recipe.train)
+    load_weights(whole, {name: value for name, value in model.named_parameters() if value.requires_grad})
+    return whole
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

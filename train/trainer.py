@@ -25,6 +25,7 @@ from .average import MovingAverage
 from .checkpointing.safety import SafeTrainer
 from .data.stream_loader import StreamingTrainer
 from .models.adapters import is_adapter_weight
+from .models.quantization import num_weights
 from .monitoring.board import BoardCallback
 from .monitoring.figures import Throughput, gradient_norm, learning_rates
 from .monitoring.samples import SamplesCallback
@@ -71,7 +72,7 @@ def train_only(model: nn.Module, parts: list[str]) -> dict[str, tuple[int, bool]
     for part, parameters in available.items():
         for parameter in parameters:
             parameter.requires_grad_(part in parts)
-    return {part: (sum(p.numel() for p in parameters), part in parts) for part, parameters in available.items()}
+    return {part: (sum(map(num_weights, parameters)), part in parts) for part, parameters in available.items()}
 
 
 class ETTTrainer(SafeTrainer, StreamingTrainer):

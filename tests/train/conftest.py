@@ -4,9 +4,12 @@ import datasets
 import pytest
 import torch
 
+from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTProcessor, build_word_tokenizer
 from scenes_ett import vocabulary
 from train import ETTTrainingArguments
+from train.models.building import join, new_language_model
+from train.recipes import ModelSection
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 IGNORED = -100
@@ -72,3 +75,28 @@ def make_items():
 def processor():
     """A processor with every word of the scenes, for pictures of 64 x 64 pixels and 8 x 8 codes."""
     return ETTProcessor.from_parts(build_word_tokenizer(vocabulary()), 8, image_size=64)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """Folder of an untrained ETT model with the scenes' words."""
+    torch.manual_seed(0)
+    tokenizer = IBQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        latent_channels=8,
+        num_vq_embeddings=32,
+        vq_embed_dim=8,
+        norm_num_groups=4,
+        patch_size=2,
+    )
+    words = build_word_tokenizer(vocabulary())
+    processor = ETTProcessor.from_parts(words, tokenizer.spatial_factor, 16)
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    language_model = new_language_model({**fields, "num_key_value_heads": 2}, words)
+    folder = tmp_path_factory.mktemp("base") / "model"
+    join(language_model, tokenizer, processor, ModelSection(image_size=16)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -12,12 +12,9 @@ from typer.testing import CliRunner
 import ett  # noqa: F401 - makes the Auto classes know ETT
 from ett.cli import app
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import build_word_tokenizer
-from scenes_ett import vocabulary
 from train import ETTCollator, run_recipe, train_only
 from train.models.adapters import add_adapter, merge_adapter, save_adapter
-from train.models.building import join, new_language_model
-from train.recipes import LoraSection, ModelSection
+from train.recipes import LoraSection
 
 from .test_run import TINY
 from .trainers import changed, make_trainer, snapshot
@@ -147,34 +144,6 @@ def test_a_map_that_the_language_model_lacks_is_an_error(make_model):
 
 
 # Recipes
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Folder of an untrained ETT model with the scenes' words."""
-    from modeling_ett.modeling_ibq import IBQModel
-    from processing_ett import ETTProcessor
-
-    torch.manual_seed(0)
-    tokenizer = IBQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 16),
-        layers_per_block=1,
-        latent_channels=8,
-        num_vq_embeddings=32,
-        vq_embed_dim=8,
-        norm_num_groups=4,
-        patch_size=2,
-    )
-    words = build_word_tokenizer(vocabulary())
-    processor = ETTProcessor.from_parts(words, tokenizer.spatial_factor, 16)
-    fields = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    language_model = new_language_model({**fields, "num_key_value_heads": 2}, words)
-    folder = tmp_path_factory.mktemp("base") / "model"
-    join(language_model, tokenizer, processor, ModelSection(image_size=16)).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,9 @@ def add_adapter(model: ETTForConditionalGeneration, section: LoraSection):
         lora_dropout=section.dropout,
         target_modules=section.target_modules or linear,
     )
+    if getattr(model, "is_loaded_in_4bit", False):
+        # peft asks the model that it adapts, and Trainer whether anything beside rounded weights can learn.
+        language_model.is_loaded_in_4bit = model._hf_peft_config_loaded = True
     inject_adapter_in_model(config, language_model)
 
 

@@ -15,6 +15,7 @@ from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 from ..data import Examples, Stream
 from ..recipes import ModelSection, Recipe, suggestion
 from .initialization import start_linear
+from .quantization import quantization_arguments, stay_trainable
 
 
 def build_model(
@@ -27,9 +28,11 @@ def build_model(
         return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
     if section.path is not None:
         require_model_folder(section.path, "ett")
-        model = ETTForConditionalGeneration.from_pretrained(
-            section.path, **({"visual_head": True} if section.visual_head else {})
-        )
+        how = {}
+        if section.load_in_4bit:
+            how = quantization_arguments(torch.bfloat16 if recipe.training.get("bf16") else torch.float32)
+        model = load_model(section, **how)
+        stay_trainable(model)
         return model, ETTProcessor.from_pretrained(section.path)
     require_parts(section)
     vision_tokenizer = build_tokenizer(section.vision_tokenizer)
@@ -43,6 +46,17 @@ def build_model(
         language_model.resize_token_embeddings(len(text_tokenizer))
     model = join(language_model, vision_tokenizer, processor, section)
     return model, processor
+
+
+def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
+    """The model of the section's folder, with a new visual head where that has none and the section asks for one.
+
+    Args:
+        kwargs: As in `from_pretrained`.
+    """
+    return ETTForConditionalGeneration.from_pretrained(
+        section.path, **({"visual_head": True} if section.visual_head else {}), **kwargs
+    )
 
 
 def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor | ETTImageProcessor:

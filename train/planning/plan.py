@@ -22,8 +22,9 @@ from processing_ett.picture_rows import read_rows
 from ..arguments import ETTTrainingArguments, accumulation_steps
 from ..data import build_examples
 from ..data.choice import source_section
-from ..models.adapters import add_adapter, check_adapter, has_adapter
+from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
 from ..models.building import new_language_model, require_model_folder, require_parts
+from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
 from ..objective.losses import random_perceptual_loss
@@ -37,6 +38,8 @@ TEXT_TOKENS = 128
 MOST_COUNTED = 200_000
 ASSUMED_UTILIZATION = 0.4
 GIB = 2**30
+# 4 bits, and the scales of 64 weights in 8 bits, theirs of 256 in 32.
+BYTES_IN_4BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass
@@ -144,9 +147,10 @@ def plan_recipe(
     """
     Works out a run without beginning it.
 
-    Memory on a device, in bytes: 4 for each weight in float32, 4 for each trained one's gradient, 8 for its Adam state
-    (4 where Muon moves it), 4 for each weight's moving average, 4 for each trained weight in DDP's buckets on several
-    devices, and the peaks of [`activation_bytes`], casts of weights to half precision included.
+    Memory on a device, in bytes: 4 for each weight in float32 (0.52 for those in 4 bits), 4 for each trained one's
+    gradient, 8 for its Adam state (4 where Muon moves it), 4 for each weight's moving average, 4 for each trained
+    weight in DDP's buckets on several devices, and the peaks of [`activation_bytes`], casts of weights to half
+    precision included.
 
     Args:
         name, overrides: As in [`run_recipe`].
@@ -158,6 +162,7 @@ def plan_recipe(
     """
     recipe = load_recipe(name, overrides)
     check_adapter(recipe)
+    check_quantization(recipe)
     seed = recipe.training.get("seed", 0)
     # The number of devices is the plan's, not this machine's.
     settings = {**recipe.training, "global_batch_size": None}
@@ -194,7 +199,9 @@ def plan_recipe(
         positions=codes if is_tokenizer else text_tokens + (codes + 2 if codes else 0),
         examples=examples,
         steps=steps,
-        memory=memory_of(model, args, devices, image_size, text_tokens, perceptual, discriminator),
+        memory=memory_of(
+            model, args, devices, image_size, text_tokens, perceptual, discriminator, recipe.model.load_in_4bit
+        ),
         checkpoint=checkpoint_bytes(model, args, discriminator),
         step_flops=batch_size
         * accumulation
@@ -343,6 +350,7 @@ def memory_of(
     text_tokens: int,
     perceptual: nn.Module | None,
     discriminator: nn.Module | None,
+    in_4bit: bool = False,
 ) -> dict[str, int]:
     """Bytes on a device by what they hold, as [`plan_recipe`] says."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -351,8 +359,10 @@ def memory_of(
     ]
     by_muon = hidden_matrices(model) if args.muon_rate_factor is not None else []
     adversary = 0 if discriminator is None else _count(discriminator.parameters())
+    rounded = matrices_in_4bit(model) if in_4bit else []
+    weights = 4 * (_count(model.parameters()) + _count(others))
     memory = {
-        "weights": 4 * (_count(model.parameters()) + _count(others)),
+        "weights": weights - round((4 - BYTES_IN_4BIT) * _count(rounded)),
         "gradients": 4 * (_count(trained) + adversary),
         "optimizer": 8 * (_count(trained) + adversary) - 4 * _count(p for p in by_muon if p.requires_grad),
     }
@@ -362,8 +372,21 @@ def memory_of(
         memory["average"] = 4 * _count(model.parameters())
     judges = [critic for critic in (perceptual, discriminator) if critic is not None]
     batch_size = args.per_device_train_batch_size
+    if in_4bit:
+        # Made whole for each product and dropped again, they are never cast and kept for the way back.
+        for parameter in rounded:
+            parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
     found = Counter(activation_bytes(model, args, batch_size, image_size, text_tokens, judges))
     return memory | {f"activations: {part}": size for part, size in found.items()}
+
+
+def matrices_in_4bit(model: ETTForConditionalGeneration) -> list[nn.Parameter]:
+    """Those that `model.load_in_4bit` rounds: the language model's, without its embeddings."""
+    return [
+        module.weight
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, nn.Linear) and not is_adapter_weight(name)
+    ]
 
 
 def checkpoint_bytes(model: nn.Module, args: ETTTrainingArguments, discriminator: nn.Module | None) -> int:
