@@ -233,6 +233,8 @@ FAMILIES = {
     "Llama": {},
     "Qwen3": {"head_dim": 16},
     "Gemma": {"head_dim": 16},
+    "Gemma3Text": {"head_dim": 16, "sliding_window": 8},
+    "SmolLM3": {},
     "GPTNeoX": {"tie_word_embeddings": False},
     "GPT2": {},
 }

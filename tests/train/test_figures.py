@@ -127,6 +127,22 @@ def test_pairs_of_branches_are_those_that_see_each_other():
     assert count_tokens(ETTCollator()(items), 0).tolist() == [5, 1 + 2 + 3 + 3 + 1, 3, 0]
 
 
+def test_a_pause_in_which_figures_are_taken_does_not_shorten_the_next(make_model, make_items, arguments, clock):
+    model = make_model()
+    train_only(model, ["projector"])
+    items = make_items(codes=True)
+    trainer = make_trainer(model, arguments(), items)
+    batch = ETTCollator()(items[:2])
+    trainer.throughput.count(batch)
+    clock.now += 1
+    with trainer.throughput.paused():
+        trainer.throughput.take()
+        clock.now += 100
+    trainer.throughput.count(batch)
+    clock.now += 4
+    assert trainer.throughput.take()["images_per_second"] == 0.5
+
+
 def test_throughput_is_what_a_step_took_in_by_its_time(make_model, make_items, arguments, clock):
     model = make_model()
     train_only(model, ["projector"])

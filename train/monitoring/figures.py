@@ -64,12 +64,13 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within it does not count."""
+        """Time within it does not count, for the figures that are not taken yet when it ends."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         begin = time.perf_counter()
         yield
-        self.lost += time.perf_counter() - begin
+        if self.since is not None:
+            self.lost += time.perf_counter() - begin
 
     def take(self) -> dict[str, float]:
         """Figures since the last call, of all processes together; nothing where there was no batch."""
