@@ -1,6 +1,7 @@
 """Settings of the one trainer: those of transformers, and the joint objective's."""
 
 import os
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -120,7 +121,10 @@ class ETTTrainingArguments(TrainingArguments):
                     f"global_batch_size={self.global_batch_size}; remove the former, or set the latter to null."
                 )
             self.gradient_accumulation_steps = steps
-        super().__post_init__()
+        with warnings.catch_warnings():
+            # Deprecated in favour of activation_checkpointing, which older versions of transformers do not know.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", category=FutureWarning)
+            super().__post_init__()
         for name in ("learning_rate", "lr_scheduler_type", "max_grad_norm"):
             if getattr(self, f"discriminator_{name}") is None:
                 setattr(self, f"discriminator_{name}", getattr(self, name))
