@@ -1,6 +1,5 @@
 """The moving average of the weights (EMA), which tokenizers are judged and published by."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
+
+from .files import replacing
 
 AVERAGE_NAME = "average.safetensors"
 
@@ -60,9 +61,8 @@ class MovingAverage(TrainerCallback):
             for name, value in self.weights.items()
         }
         if is_writer:
-            temporary = Path(folder) / f".{AVERAGE_NAME}.tmp"
-            safetensors.torch.save_file({name: value.contiguous() for name, value in whole.items()}, temporary)
-            os.replace(temporary, Path(folder) / AVERAGE_NAME)
+            with replacing(Path(folder) / AVERAGE_NAME) as temporary:
+                safetensors.torch.save_file({name: value.contiguous() for name, value in whole.items()}, temporary)
 
     def load(self, folder: str | Path):
         """Goes on from what [`~MovingAverage.save`] wrote."""

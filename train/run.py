@@ -15,6 +15,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object
+from safetensors import SafetensorError
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -23,7 +24,7 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
-from .checkpointing.checkpoints import newest_checkpoint
+from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
 from .checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
 from .checkpointing.interruption import TrainingInterrupted
 from .data import (
@@ -37,6 +38,7 @@ from .data import (
     describe_data,
 )
 from .data.tokenization import check_tokenized_data
+from .files import replacing
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -86,6 +88,7 @@ def run_recipe(
 
     Raises:
         ValueError: The recipe, the data or the folder cannot be used.
+        CheckpointError: A checkpoint or the model could not be written.
         NonFiniteLossError: A loss, a gradient or a weight is NaN or infinite.
         TrainingInterrupted: SIGTERM or SIGUSR1 came; a checkpoint was written, from which the same call goes on.
     """
@@ -126,7 +129,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     if args.should_save:
         lock.claim()
         work.mkdir(parents=True, exist_ok=True)
-        _write(work / RECIPE_NAME, yaml.safe_dump(resolved, sort_keys=False))
+        with replacing(work / RECIPE_NAME) as temporary:
+            temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
     trainer = ETTTrainer(
         model=model,
         args=args,
@@ -300,6 +304,9 @@ def finish_folder(
 
     Args:
         weights: Where the model is in shards, all of its weights.
+
+    Raises:
+        CheckpointError: The disk is full, for instance.
     """
     partial = output_dir / WORK_FOLDER / "final"
     with trainer.averaged_weights():
@@ -309,14 +316,19 @@ def finish_folder(
             model = in_full_precision(trainer.model, recipe)
         else:
             model = trainer.model
-        if recipe.lora.merge and has_adapter(model):
-            save_adapter(model, partial / ADAPTER_FOLDER)
-            merge_adapter(model)
-        if has_adapter(model):
-            save_adapter(model, partial)
-        else:
-            model.save_pretrained(partial)
-        trainer.processing_class.save_pretrained(partial)
+        try:
+            if recipe.lora.merge and has_adapter(model):
+                save_adapter(model, partial / ADAPTER_FOLDER)
+                merge_adapter(model)
+            if has_adapter(model):
+                save_adapter(model, partial)
+            else:
+                model.save_pretrained(partial)
+            trainer.processing_class.save_pretrained(partial)
+        except (OSError, SafetensorError) as error:
+            message = trainer.describe_failure(partial, error)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(message) from error
     for path in partial.iterdir():
         shutil.rmtree(output_dir / path.name, ignore_errors=True)
         os.replace(path, output_dir / path.name)
@@ -353,18 +365,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def write_record(folder: str | Path, record: dict[str, Any]):
     """Writes `training.json`."""
-    _write(Path(folder) / RECORD_NAME, json.dumps(record, indent=2))
+    with replacing(Path(folder) / RECORD_NAME) as temporary:
+        temporary.write_text(json.dumps(record, indent=2))
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of what the results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def _write(path: Path, text: str):
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 __all__ = ["library_versions", "read_record", "run_recipe", "write_record"]

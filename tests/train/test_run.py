@@ -2,16 +2,19 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor
 from train import ETTTrainer, run_recipe
+from train.checkpointing.checkpoints import CheckpointError
 
 TINY = [
     "data.source=scenes",
@@ -183,6 +186,23 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, m
     assert [entry.get("vq_loss") for entry in record(resumed)["history"]] == [
         entry.get("vq_loss") for entry in record(whole)["history"]
     ]
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_last_checkpoint_to_go_on_from(tmp_path, monkeypatch):
+    save = IBQModel.save_pretrained
+
+    def save_until_full(self, folder, **kwargs):
+        if Path(folder).name == "final":
+            raise SafetensorError("No space left on device")
+        save(self, folder, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IBQModel, "save_pretrained", save_until_full)
+        with pytest.raises(CheckpointError, match=r"final could not be written.*checkpoint-2 is whole; make room"):
+            run_recipe("demo_tokenizer", TOKENIZER, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "training" / "final").exists()
+    run_recipe("demo_tokenizer", TOKENIZER, tmp_path / "run", progress=False)
+    assert IBQModel.from_pretrained(tmp_path / "run")
 
 
 def test_the_same_recipe_and_seed_give_the_same_model(stages, tmp_path):

@@ -34,7 +34,7 @@ GIB = 2**30
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint or the finished model could not be written; the checkpoints before are whole."""
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
@@ -149,7 +149,7 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 _publish(written, checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
-            message = self._describe_failure(written, error)
+            message = self.describe_failure(written, error)
             shutil.rmtree(written.parent, ignore_errors=True)
             raise CheckpointError(message) from error
         finally:
@@ -168,11 +168,12 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))
 
-    def _describe_failure(self, written: Path, error: Exception) -> str:
+    def describe_failure(self, written: Path, error: Exception) -> str:
+        """Why a folder could not be written, and what is left to go on from."""
         files = sorted(
             (path for path in written.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns
         )
-        run = written.parent.parent
+        run = Path(self.args.output_dir)
         free = shutil.disk_usage(run).free / GIB
         whole = newest_checkpoint(run)
         begun = f" (the last file begun is {files[-1].name})" if files else ""

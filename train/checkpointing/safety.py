@@ -1,7 +1,6 @@
 """The trainer's part that ends a run well: at a signal with a checkpoint, at a loss that is no number without one."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from accelerate.utils import gather_object
 from torch import distributed, nn
 from transformers import TrainerCallback
 
+from ..files import replacing
 from .checkpoints import CheckpointingTrainer, newest_checkpoint
 from .finite import NonFiniteLossError, StepWatch, describe_findings, gradients_of, is_finite
 from .interruption import Interruption, shield_workers
@@ -107,9 +107,8 @@ class SafeTrainer(CheckpointingTrainer):
         if self.args.should_save:
             report = {"step": step, "processes": findings}
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(json.dumps(report, indent=2))
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(report, indent=2))
         raise NonFiniteLossError(
             f"{describe_findings(step, findings)} Training stopped before this step changed the model; "
             f"{self._last_checkpoint()}. All that was found is in '{path}'."

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from ..files import replacing
 from .filters import Columns, Row, build_filter
 from .tars import TarRows
 
@@ -126,9 +126,8 @@ def select_rows(
         kept = _pass(rows, chain, view) if view else _pass(rows.select_columns(chain.reads()), chain, dict)
         counts = {"seen": torch.tensor(chain.seen), "removed": torch.tensor(chain.removed)}
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
-        save_file({"kept": torch.from_numpy(kept), **counts}, temporary)
-        os.replace(temporary, cache)
+        with replacing(cache) as temporary:
+            save_file({"kept": torch.from_numpy(kept), **counts}, temporary)
     if not len(kept):
         raise ValueError(f"data.filters leave none of the {len(rows)} rows: {summarize(chain.report())}.")
     return kept

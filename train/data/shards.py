@@ -11,10 +11,8 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,8 @@ import pyarrow
 import pyarrow.parquet
 from datasets.table import embed_table_storage
 from tqdm.auto import tqdm
+
+from ..files import replacing
 
 ROWS_PER_GROUP = 256
 """Rows that are held in memory and written together."""
@@ -149,26 +149,25 @@ class Shard:
         """Writes the file and its manifest of what the rows of `source` were made into."""
         for path in (self.path, self.manifest_path):
             path.parent.mkdir(exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
         rows, skipped = 0, []
         kept = _without_skipped(zip(self.source, made, strict=True), skipped)
-        with pyarrow.parquet.ParquetWriter(temporary, features.arrow_schema, compression="zstd") as writer:
-            while group := list(itertools.islice(kept, ROWS_PER_GROUP)):
-                encoded = [features.encode_example(row) for row in group]
-                # Pictures that are files elsewhere move into the shard.
-                writer.write_table(
-                    embed_table_storage(pyarrow.Table.from_pylist(encoded, schema=features.arrow_schema))
-                )
-                rows += len(group)
-        manifest = {
-            "file": self.path.name,
-            "source_rows": [self.source.start, self.source.stop],
-            "rows": rows,
-            "bytes": temporary.stat().st_size,
-            "sha256": sha256_of(temporary),
-            "skipped": skipped,
-        }
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            with pyarrow.parquet.ParquetWriter(temporary, features.arrow_schema, compression="zstd") as writer:
+                while group := list(itertools.islice(kept, ROWS_PER_GROUP)):
+                    encoded = [features.encode_example(row) for row in group]
+                    # Pictures that are files elsewhere move into the shard.
+                    writer.write_table(
+                        embed_table_storage(pyarrow.Table.from_pylist(encoded, schema=features.arrow_schema))
+                    )
+                    rows += len(group)
+            manifest = {
+                "file": self.path.name,
+                "source_rows": [self.source.start, self.source.stop],
+                "rows": rows,
+                "bytes": temporary.stat().st_size,
+                "sha256": sha256_of(temporary),
+                "skipped": skipped,
+            }
         _write_json(self.manifest_path, manifest)
 
 
@@ -330,10 +329,8 @@ def _counted(made: Iterable[Any], bar: tqdm) -> Iterator[Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]):
-    # Several machines may write the same record at the same time, each to a file of its own.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(value, indent=2))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2))
 
 
 __all__ = ["Part", "Shard", "ShardsReport", "Skipped", "read_record", "require_shards", "sha256_of", "write_shards"]

@@ -1,7 +1,6 @@
 """Training on a stream: its batches, and a file in each checkpoint that says where its readers stand."""
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from ..files import replacing
 from .stream import Position, PreparedStream
 
 
@@ -78,11 +78,9 @@ class StreamLoader:
 
     def save(self, folder: str | Path):
         """Writes where this process's readers stand."""
-        path = self._path(folder)
-        temporary = path.with_name(f".{path.name}.tmp")
         state = {"batches": self.batches, "positions": self.positions, "skipped": self.skipped}
-        temporary.write_text(json.dumps({"world_size": self.world_size, **state}))
-        os.replace(temporary, path)
+        with replacing(self._path(folder)) as temporary:
+            temporary.write_text(json.dumps({"world_size": self.world_size, **state}))
 
     def load(self, folder: str | Path):
         """Goes on where a checkpoint was written.

@@ -5,7 +5,6 @@ An adapter's folder has peft's format: `adapter_config.json`, and `adapter_model
 every part that trained in full. Frozen weights are not in it; they are those of the model that training started from.
 """
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from processing_ett import ETTProcessor
 
+from ..files import replacing
 from ..recipes import LoraSection, Recipe
 
 ADAPTER_FOLDER = "adapter"
@@ -115,9 +115,8 @@ def save_adapter(model: ETTForConditionalGeneration, folder: str | Path, weights
     tensors = {
         PEFT_PREFIX + name.replace(".default.", "."): weights[name].detach().contiguous().cpu() for name in trained
     }
-    temporary = folder / f".{WEIGHTS_NAME}.tmp"
-    safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS_NAME)
+    with replacing(folder / WEIGHTS_NAME) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def read_adapter(folder: str | Path) -> Tensors:

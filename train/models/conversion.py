@@ -21,6 +21,7 @@ import torch
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor
 
+from ..files import replacing
 from ..objective.discriminator import PatchDiscriminator
 
 WEIGHTS = ("ema", "raw")
@@ -367,9 +368,8 @@ def _write_folder(model: IBQModel, output: Path):
 
 
 def _write_discriminator(judge: PatchDiscriminator, path: Path):
-    temporary = path.with_name(f".{path.name}.tmp")
-    safetensors.torch.save_model(judge, str(temporary))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        safetensors.torch.save_model(judge, str(temporary))
 
 
 __all__ = ["Conversion", "convert_tokenizer"]

@@ -2,8 +2,7 @@
 
 import itertools
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.integrations import TensorBoardCallback
 from modeling_ett.modeling_ibq import IBQModel
 
 from ..data import IGNORED, to_unit_range
+from ..files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -233,10 +233,12 @@ class SamplesCallback(TrainerCallback):
     @staticmethod
     def _show(path: Path, sheet: torch.Tensor | None, lines: list[str]):
         if sheet is not None:
-            _write(path.with_suffix(".png"), lambda partial: to_pil_image(sheet).save(partial, format="PNG"))
+            with replacing(path.with_suffix(".png")) as temporary:
+                to_pil_image(sheet).save(temporary, format="PNG")
             lines = lines and [f"![]({path.name}.png)", "", *lines]
         if lines:
-            _write(path.with_suffix(".md"), lambda partial: partial.write_text("\n".join(lines) + "\n"))
+            with replacing(path.with_suffix(".md")) as temporary:
+                temporary.write_text("\n".join(lines) + "\n")
 
 
 @contextmanager
@@ -255,12 +257,6 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
             yield
         finally:
             model.train(was_training)
-
-
-def _write(path: Path, write: Callable[[Path], Any]):
-    partial = path.with_name(f".{path.name}.tmp")
-    write(partial)
-    os.replace(partial, path)
 
 
 __all__ = ["SamplesCallback", "as_grid", "draw_sheet", "first_examples", "first_pictures", "question_of"]

@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from processing_ett import ETTImageProcessor, ETTProcessor
 
 from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
 from ..data.collator import pack
+from ..files import replacing
 from ..models.building import build_processor
 from ..recipes import Recipe, load_recipe
 from ..run import build_collator, prepare_examples
@@ -80,9 +80,8 @@ def inspect_data(
     processor = build_processor(recipe, examples)
     items, skipped, filters = take(prepare_examples(recipe, examples, processor, seed), count, seed)
     page = render(recipe, items, build_collator(recipe, processor)(items), processor, skipped, filters)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return output
 
 

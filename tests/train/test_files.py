@@ -1,0 +1,32 @@
+"""A file takes the place of another when it is whole."""
+
+import pytest
+
+from train.files import replacing
+
+
+def test_what_was_there_stays_until_all_is_written(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [found.name for found in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+        temporary.write_text("ne")
+        raise OSError("full")
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("file.txt", "old")]
+
+
+def test_two_may_write_the_same_file(tmp_path):
+    with replacing(tmp_path / "file.txt") as first, replacing(tmp_path / "file.txt") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file.txt").read_text() == "first"
