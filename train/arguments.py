@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 
 
 @dataclass
@@ -125,6 +126,8 @@ class ETTTrainingArguments(TrainingArguments):
             # Deprecated in favour of activation_checkpointing, which older versions of transformers do not know.
             warnings.filterwarnings("ignore", "`gradient_checkpointing", category=FutureWarning)
             super().__post_init__()
+        # While it is known, transformers would cut models for ZeRO-3 as they are made, before parts can be joined.
+        unset_hf_deepspeed_config()
         for name in ("learning_rate", "lr_scheduler_type", "max_grad_norm"):
             if getattr(self, f"discriminator_{name}") is None:
                 setattr(self, f"discriminator_{name}", getattr(self, name))

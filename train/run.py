@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError
 from transformers import set_seed
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
@@ -340,6 +341,8 @@ def model_of(
     weights: dict[str, torch.Tensor], sharded: torch.nn.Module, recipe: Recipe
 ) -> ETTForConditionalGeneration:
     """The model in one piece that has these weights, with what trains as in the one in shards."""
+    # Transformers would cut it, too, while ZeRO-3's settings are known.
+    unset_hf_deepspeed_config()
     model = ETTForConditionalGeneration(sharded.config)
     if recipe.lora.rank is not None:
         add_adapter(model, recipe.lora)

@@ -22,18 +22,19 @@ from modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
 from .average import MovingAverage
+from .checkpointing.finite import gradients_of
 from .checkpointing.safety import SafeTrainer
 from .data.stream_loader import StreamingTrainer
 from .models.adapters import is_adapter_weight
 from .models.quantization import num_weights
 from .monitoring.board import BoardCallback
-from .monitoring.figures import Throughput, gradient_norm, learning_rates
+from .monitoring.figures import Throughput, gradient_norm, learning_rates, norms_of_shares
 from .monitoring.samples import SamplesCallback
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .objective.adversary import Adversary, adaptive_weight
 from .objective.discriminator import PatchDiscriminator
 from .objective.losses import build_perceptual_loss, reconstruction_losses
-from .sharding import check_sharding, keep_full_precision
+from .sharding import DeferredStep, check_sharding, keep_full_precision
 
 PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 ADAPTER_PART = "adapter"
@@ -129,6 +130,11 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return model_parts(self.accelerator.unwrap_model(self.model))
 
+    def gradients(self) -> dict[str, list[torch.Tensor]]:
+        if self.is_deepspeed_enabled:
+            return self.accelerator.deepspeed_engine_wrapped.gradients()
+        return {part: gradients_of(parameters) for part, parameters in self.parts().items()}
+
     # Optimizers
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -156,6 +162,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.is_deepspeed_enabled:
+            self.accelerator.deepspeed_engine_wrapped = DeferredStep(self.deepspeed)
         if self.adversary is not None:
             self.adversary.prepare(max_steps, resume_from_checkpoint)
         return prepared
@@ -194,6 +202,10 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
                 self._record(name, value)
         if self.accelerator.sync_gradients:
             self._check_step()
+            if self.is_deepspeed_enabled:
+                if self._logs_this_step():
+                    self._record_gradient_norms(norms_of_shares(self.gradients()))
+                self.accelerator.deepspeed_engine_wrapped.step()
             if shown is not None:
                 self._record("grad_norm/discriminator", self.adversary.step())
         return loss
@@ -309,13 +321,19 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         """Beside the norm of all gradients, records those of the parts, before clipping."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and (self.state.global_step + 1) % self.state.logging_steps == 0:
+        if norm is not None and self._logs_this_step() and not self.is_deepspeed_enabled:
             limit = self.args.max_grad_norm
             clipped = min(1.0, limit / (float(norm) + 1e-6)) if limit else 1.0
-            for part, parameters in model_parts(self.model).items():
-                if (own := gradient_norm(parameters)) is not None:
-                    self._record(f"grad_norm/{part}", own / clipped)
+            norms = {part: gradient_norm(parameters) for part, parameters in model_parts(self.model).items()}
+            self._record_gradient_norms({part: own / clipped for part, own in norms.items() if own is not None})
         return norm
+
+    def _logs_this_step(self) -> bool:
+        return (self.state.global_step + 1) % self.state.logging_steps == 0
+
+    def _record_gradient_norms(self, norms: dict[str, torch.Tensor]):
+        for part, norm in norms.items():
+            self._record(f"grad_norm/{part}", norm)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         is_long = self.control.should_save or self.control.should_evaluate

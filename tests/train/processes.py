@@ -1,13 +1,16 @@
-"""What two processes do for test_processes.py: `torchrun --nproc-per-node 2 processes.py FOLDER`. Losses are written
-to `results.json` in the folder, which also holds checkpoints."""
+"""What two processes do for test_processes.py: `torchrun --nproc-per-node 2 processes.py FOLDER`, with `zero2` or
+`zero3` after it under DeepSpeed. Losses are written to `results.json` in the folder, which also holds checkpoints."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -15,9 +18,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
+from train.checkpointing.finite import NonFiniteLossError
 from train.models.adapters import add_adapter
 from train.recipes import LoraSection
-from train.sharding import whole_weights
+from train.sharding import find_deepspeed_config, whole_weights
 
 STEPS = 20
 STAGES = {
@@ -70,12 +74,7 @@ def make_items(is_drawing: bool) -> list[dict]:
     return items
 
 
-def train(folder: Path, stage: str, resume: str | None = None, tied: bool = True, lora: bool = False, **changes):
-    """A run of the stage: its trainer, after training."""
-    model = make_model(tied)
-    if lora:
-        add_adapter(model, LoraSection(rank=4))
-    train_only(model, STAGES[stage])
+def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False, **changes) -> ETTTrainer:
     fields = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 4 // int(os.environ.get("WORLD_SIZE", 1)),
@@ -96,16 +95,32 @@ def train(folder: Path, stage: str, resume: str | None = None, tied: bool = True
         "discriminator_layers": 1,
         "seed": 3,
     }
+    if "deepspeed" in changes:
+        # Accelerate knows DeepSpeed on accelerators only.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState(cpu=True).distributed_type = DistributedType.DEEPSPEED
+        fields["accelerator_config"] = {"use_configured_state": True}
     args = ETTTrainingArguments(output_dir=str(folder), **{**fields, **changes})
     if args.fsdp:
         # Accelerate knows FSDP2 on accelerators only.
         PartialState().distributed_type = DistributedType.MULTI_GPU
+    model = make_model(tied)
+    if lora:
+        add_adapter(model, LoraSection(rank=4))
+    train_only(model, STAGES[stage])
     is_drawing = stage == "drawing"
     collator = ETTCollator(is_drawing=is_drawing)
     trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(is_drawing), data_collator=collator)
     assert bool(args.fsdp) == trainer.accelerator.is_fsdp2
+    assert bool(args.deepspeed) == trainer.is_deepspeed_enabled
+    return trainer
+
+
+def train(folder: Path, stage: str, resume: str | None = None, **options) -> ETTTrainer:
+    """A run of the stage: its trainer, after training."""
+    trainer = make_trainer(folder, stage, **options)
     trainer.train(resume_from_checkpoint=resume)
-    if args.fsdp:
+    if trainer.args.fsdp:
         assert all(isinstance(layer, FSDPModule) for layer in trainer.model.model.language_model.layers)
     return trainer
 
@@ -156,15 +171,71 @@ def resumed_in_shards(root: Path, kind: str) -> dict[str, list[float]]:
     }
 
 
-def main(root: Path):
+def figures(trainer: ETTTrainer) -> dict[str, list[float]]:
+    """Losses and gradient norms, step by step."""
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {name: [step[name] for step in steps] for name in steps[0] if name == "loss" or "norm" in name}
+
+
+def under_deepspeed(root: Path, name: str) -> dict[str, Any]:
+    """Runs under DeepSpeed, and those under DDP that they are compared with."""
+    import deepspeed
+
+    # Compiled when it is first used, which takes longer than all runs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    sharded = {"deepspeed": find_deepspeed_config(name)}
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    variants = {
+        "adversary": {"stage": "semantic", **ADVERSARY},
+        "alignment": {"stage": "alignment"},
+        "lora": {"stage": "drawing", "lora": True},
+        "half": {"stage": "alignment", "bf16": True},
+    }
+    results = {}
+    for variant, options in variants.items():
+        results[f"ddp {variant}"] = figures(train(root / "ddp" / variant, **options, **SHORT))
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    for variant, options in variants.items():
+        folder = root / name / variant
+        trainer = train(folder, **options, **SHORT, **saving, **sharded)
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+        results[variant] = figures(trainer)
+        if variant not in ("adversary", "lora"):
+            continue
+        again = train(folder / "again", resume=str(folder / "checkpoint-2"), **options, **SHORT, **saving, **sharded)
+        pairs = [whole_weights(each) for each in (trainer, again)]
+        results[f"{variant} resumed"] = figures(again)
+        if PartialState().is_main_process:
+            torch.save(pairs, folder / "weights.pt")
+    results["broken"] = broken(root / "broken", **sharded)
+    return results
+
+
+def broken(folder: Path, **sharded) -> dict[str, Any]:
+    """A run whose first gradients are no numbers, in one process."""
+    trainer = make_trainer(folder, "semantic", **SHORT, **sharded)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    if PartialState().is_last_process:
+        trainer.model.model.projector.register_forward_hook(
+            lambda module, inputs, output: output.register_hook(lambda gradient: gradient * math.nan) and None
+        )
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        weights = whole_weights(trainer)
+        is_same = weights is not None and all(torch.equal(weights[name], before[name]) for name in before)
+        return {"message": str(error), "weights stay": is_same}
+
+
+def main(root: Path, deepspeed: str | None = None):
     # Accelerate names the CPU as if it were an accelerator, by a number, which torch cannot load from.
     torch.serialization.register_package(
         0, lambda storage: None, lambda storage, place: storage if place == "cpu:0" else None
     )
-    results = in_one_piece(root) | in_shards(root)
+    results = in_one_piece(root) | in_shards(root) if deepspeed is None else under_deepspeed(root, deepspeed)
     if PartialState().is_main_process:
         (root / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

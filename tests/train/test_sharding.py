@@ -1,6 +1,7 @@
 """Models in shards: what is refused before anything starts, and the model in one piece at the end."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_a_tokenizer_alone_is_not_cut_into_shards(make_vision_tokenizer, argumen
 
 
 def test_a_deepspeed_configuration_that_is_not_there_is_an_error():
-    with pytest.raises(ValueError, match=r"training.deepspeed is 'zero9'; expected zero2, or a file"):
+    with pytest.raises(ValueError, match=r"training.deepspeed is 'zero9'; expected zero2 or zero3, or a file"):
         find_deepspeed_config("zero9")
 
 
@@ -39,10 +40,41 @@ def test_without_deepspeed_it_is_told_how_to_install_it(monkeypatch):
         find_deepspeed_config("zero2")
 
 
-def test_a_deepspeed_configuration_is_found_by_its_name(monkeypatch):
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_deepspeed_configuration_is_found_by_its_name(monkeypatch, stage):
     monkeypatch.setattr("train.sharding.is_deepspeed_available", lambda: True)
-    assert json.loads((DEEPSPEED_CONFIGS / "zero2.json").read_text())["zero_optimization"]["stage"] == 2
-    assert find_deepspeed_config("zero2") == str(DEEPSPEED_CONFIGS / "zero2.json")
+    path = find_deepspeed_config(f"zero{stage}")
+    assert path == str(DEEPSPEED_CONFIGS / f"zero{stage}.json")
+    assert json.loads(Path(path).read_text())["zero_optimization"]["stage"] == stage
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "message"),
+    [
+        ({}, {"ema_decay": 0.9}, r"keeps the weights to itself; set training\.ema_decay=null"),
+        ({}, {"adaptive_adversarial_weight": True}, r"set training\.adaptive_adversarial_weight=false"),
+        ({}, {"fp16": True}, r"set training\.fp16=false and training\.bf16=true"),
+        ({}, {"muon_rate_factor": 3.0}, r"Muon needs whole matrices, which training\.deepspeed cuts"),
+        ({"bf16": {"enabled": "auto"}}, {"bf16": True}, r"have bf16\.enabled, but that would round the tokenizer"),
+        ({"optimizer": {"type": "AdamW"}}, {}, "have optimizer, but the optimizer is the recipe's. Remove it"),
+        ({"scheduler": {"type": "WarmupLR"}}, {}, "have scheduler, but the schedule is the recipe's"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, {}, "have .*offload_optimizer"),
+        ({"zero_optimization": {"stage": 0}}, {}, "ZeRO's stage 0; expected 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 3}}, {}, "need .*stage3_gather_16bit_weights_on_model_save=true"),
+    ],
+)
+def test_what_deepspeed_cannot_have_is_an_error(make_model, arguments, settings, fields, message):
+    pytest.importorskip("deepspeed")
+    args = arguments(deepspeed={"zero_optimization": {"stage": 2}, **settings}, **fields)
+    with pytest.raises(ValueError, match=message):
+        check_sharding(make_model(), args)
+
+
+def test_for_zero3_models_are_made_in_one_piece(make_model, arguments):
+    pytest.importorskip("deepspeed")
+    args = arguments(deepspeed=find_deepspeed_config("zero3"))
+    check_sharding(make_model(), args)
+    assert all(parameter.numel() for parameter in make_model().parameters())
 
 
 @pytest.mark.parametrize("rank", [None, 4])

@@ -71,7 +71,11 @@ def is_finite(tensors: list[torch.Tensor]) -> bool:
 
 def _own_shares(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Of tensors that are shared out among processes, this one's shares; others as they are."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    # ZeRO-3 leaves its share at a parameter that is empty itself.
+    return [
+        tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)
+        for tensor in tensors
+    ]
 
 
 def describe_findings(step: int, findings: list[dict[str, Any]]) -> str:

@@ -32,6 +32,11 @@ class SafeTrainer(CheckpointingTrainer):
         """The model's parameters by part."""
         raise NotImplementedError
 
+    def gradients(self) -> dict[str, list[torch.Tensor]]:
+        """A step's gradients by part, before the optimizer uses them; where they are shared out among processes, this
+        one's shares."""
+        raise NotImplementedError
+
     def train(self, *args, **kwargs):
         self.interrupted_by = 0
         with self._interruption:
@@ -89,10 +94,9 @@ class SafeTrainer(CheckpointingTrainer):
             NonFiniteLossError: A loss or a gradient, in any process, is NaN or infinite. Gradients that overflow in
                 float16 are left to the scaler, which leaves out the step.
         """
-        parts = self._adversary_parts()
+        gradients = {part: gradients_of(parameters) for part, parameters in self._adversary_parts().items()}
         if self.accelerator.scaler is None:
-            parts |= self.parts()
-        gradients = {part: gradients_of(parameters) for part, parameters in parts.items()}
+            gradients |= self.gradients()
         broken = self._watch.is_broken([gradient for part in gradients.values() for gradient in part])
         flags = torch.stack([broken.int(), torch.full_like(broken, self._interruption.received, dtype=torch.int)])
         is_broken, self.interrupted_by = self._anywhere(flags)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer
@@ -119,6 +120,13 @@ def gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor | None:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def norms_of_shares(parts: dict[str, list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Norms by part, each of shape `()`, of gradients of which every process has its own shares. All take part."""
+    squares = torch.stack([get_total_norm(shares).square() for shares in parts.values()])
+    distributed.all_reduce(squares)
+    return dict(zip(parts, squares.sqrt(), strict=True))
+
+
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Present learning rates by part, as `learning_rate/projector`; what Muon moves has its own, `.../muon`."""
     return {
@@ -128,4 +136,4 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     }
 
 
-__all__ = ["Throughput", "count_tokens", "gradient_norm", "learning_rates"]
+__all__ = ["Throughput", "count_tokens", "gradient_norm", "learning_rates", "norms_of_shares"]
