@@ -1,7 +1,7 @@
 """What a step of training costs beyond what it cannot do without.
 
 - Stages 1 and 3 from codes, against the language-model part alone: forward and backward pass from input embeddings to
-  the loss, and the optimizer's step.
+  the loss, and the optimizer's step with its clipping.
 - Stage 2, against the sum of its parts timed alone: encoder, quantizer, decoder, LPIPS, discriminator, language model
   with projector, optimizer.
 - Stages 1 and 3 from pictures, against the same from codes: reading JPEGs and encoding with a tokenizer of the paper's
@@ -72,7 +72,19 @@ class Clock(TrainerCallback):
         self.optimizer_start = now()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.optimizer_seconds = now() - self.optimizer_start
+        self.optimizer_seconds = self.clipping_seconds + now() - self.optimizer_start
+
+    def time_clipping(self, trainer: ETTTrainer):
+        """Clipping comes before the first event of the optimizer."""
+        clip = trainer._clip_grad_norm
+
+        def timed(*args, **kwargs):
+            start = now()
+            norm = clip(*args, **kwargs)
+            self.clipping_seconds = now() - start
+            return norm
+
+        trainer._clip_grad_norm = timed
 
     def on_step_end(self, args, state, control, **kwargs):
         step = {WHOLE: now() - self.start}
@@ -268,6 +280,7 @@ def measure(recipe_name: str, batch_size: int, repeats: int) -> dict[str, float]
             parts = {LANGUAGE: language_part(trainer, with_projector=False)}
         clock = Clock(parts, trainer.model)
         trainer.add_callback(clock)
+        clock.time_clipping(trainer)
         trainer.train()
     return clock.medians()
 
