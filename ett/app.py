@@ -1,6 +1,7 @@
 """The `ett` command's frame: a command's errors are one sentence, its libraries are quiet."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from typing import Annotated
@@ -61,6 +62,8 @@ def _main(
         # Read by the libraries when they are imported; warnings and bars would stand between a user and an answer.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        # It reads no variable, and tells of missing kernels whenever another library loads it.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if context.invoked_subcommand != "push":
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
