@@ -25,6 +25,7 @@ _ROOM_OF = {
     "ETTTrainingArguments": "train",
     "run_recipe": "train",
     "write_card": "hub_cards",
+    "export_folder": "hub_cards",
     "push_folder": "hub_cards",
 }
 

@@ -158,6 +158,16 @@ def reconstruction(
 
 
 @command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of an ETT model or a tokenizer.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="New or empty folder to write.", show_default=False)],
+):
+    """Copy a model's folder with its code, so that it loads where ETT is not installed."""
+    room("hub_cards").export_folder(model, folder)
+    typer.echo(f"Wrote {folder}: Auto classes and pipelines load it with trust_remote_code=True.")
+
+
+@command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],

@@ -1,6 +1,7 @@
-"""How a model is published: its card, and its way to the Hub."""
+"""How a model is published: its card, its export with its code, and its way to the Hub."""
 
 from .cards import write_card
+from .export import export_folder
 from .push import push_folder
 
-__all__ = ["push_folder", "write_card"]
+__all__ = ["export_folder", "push_folder", "write_card"]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 @strict
@@ -38,6 +39,10 @@ class ETTConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # An exported folder names its own code, for those who do not have this.
+            for name in ("auto_map", "custom_pipelines"):
+                kwargs.pop(name, None)
         super().__post_init__(**kwargs)
         self.vq_config = dict(self.vq_config or {})
         if self.tie_word_embeddings is None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,12 @@ class IBQModel(VQModel):
         self.use_tiling = False
         self.tile_sample_min_size = 512
         self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
+        # Where an exported folder's code is; diffusers would warn of it, and keep it in what is made of the model.
+        own = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return super().extract_init_dict(own, **kwargs)
 
     def activation_checkpointing_enable(self, *args, **kwargs):
         """What transformers' trainer calls where diffusers' has [`~IBQModel.enable_gradient_checkpointing`]."""

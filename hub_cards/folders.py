@@ -1,0 +1,52 @@
+"""What a model's folder says that it holds, found out before anything long is done with it."""
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+
+# Training's own files; and weights that would have to be unpickled are never published.
+IGNORED = [
+    "checkpoint-*",
+    "training/*",
+    "optimizer*",
+    "scheduler*",
+    "rng_state*",
+    "runs/*",
+    ".*",
+    "*.tmp",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+]
+
+
+def read_config(folder: Path) -> dict:
+    """The `config.json` of a folder with an ETT model or an IBQ tokenizer, and weights in safetensors.
+
+    Raises:
+        ValueError: It is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}; give the folder of a trained model.")
+    require(folder, (folder / "config.json").is_file(), "no config.json, so it is not a model's folder")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The config.json of {folder} is not valid JSON ({error}).") from error
+    found = config.get("model_type") or config.get("_class_name") if isinstance(config, dict) else None
+    require(
+        folder, found in ("ett", "IBQModel"), f"a model of type {found!r}; expected an ETT model or an IBQ tokenizer"
+    )
+    weights = [path for path in folder.glob("*.safetensors") if not any(fnmatch(path.name, name) for name in IGNORED)]
+    require(folder, bool(weights), "no weights in safetensors; save the model with save_pretrained")
+    return config
+
+
+def require(folder: Path, condition: bool, found: str):
+    """Raises `ValueError`, saying what the folder holds, where the condition is not met."""
+    if not condition:
+        raise ValueError(f"{folder} holds {found}.")
+
+
+__all__ = ["IGNORED", "read_config", "require"]
