@@ -1,7 +1,31 @@
 """Drawing: the loop that samples a picture's codes one after another, and the choice between text and pictures."""
 
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
+from transformers.utils import ModelOutput
+
+from .thin_products import ThinProducts
+
+NOT_DRAWN = -1
+"""In place of a code where drawing was stopped before it."""
+
+
+@dataclass
+class ETTImageGenerationOutput(ModelOutput):
+    """
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch_size, height, width)`): Codes; -1 where drawing was stopped.
+        scores (`torch.FloatTensor` of shape `(batch_size, num_codes, K)`): Guided scores of all codes at each place
+            that was drawn, in raster order, before temperature and filters.
+    """
+
+    sequences: torch.LongTensor | None = None
+    scores: torch.FloatTensor | None = None
 
 
 class ImageGenerationMixin:
@@ -41,14 +65,55 @@ class ImageGenerationMixin:
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         image_size: tuple[int, int] | None = None,
+        output_scores: bool = False,
+        stopping_criteria: Callable[[torch.LongTensor, torch.FloatTensor], torch.Tensor] | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | ETTImageGenerationOutput:
+        """Draws pictures for prompts, to their ends.
+
+        Args:
+            output_scores (`bool`): Return [`ETTImageGenerationOutput`], with the scores of all codes.
+            stopping_criteria: As in transformers: is given the codes so far, `(num_pictures, places)`, and the last
+                scores, and returns for each picture whether it may stop. When all may, codes that are missing are -1.
+
+        The rest is as in [`~ImageGenerationMixin.stream_image_codes`].
+
+        Returns:
+            Codes of shape `(batch_size * num_images_per_prompt, height, width)` for
+            [`~ImageGenerationMixin.decode_image_tokens`].
+        """
+        height, width = self._code_grid(image_size)
+        codes, scores = [], []
+        for code, score in self.stream_image_codes(input_ids, attention_mask, image_size, **kwargs):
+            codes.append(code)
+            if output_scores:
+                scores.append(score)
+            if stopping_criteria is not None and bool(stopping_criteria(torch.stack(codes, dim=1), score).all()):
+                break
+        drawn = torch.stack(codes, dim=1)
+        sequences = F.pad(drawn, (0, height * width - len(codes)), value=NOT_DRAWN).view(-1, height, width)
+        if not output_scores:
+            return sequences
+        return ETTImageGenerationOutput(sequences=sequences, scores=torch.stack(scores, dim=1))
+
+    def stream_image_codes(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_size: tuple[int, int] | None = None,
+        num_images_per_prompt: int = 1,
         guidance_scale: float = 3.0,
         do_sample: bool = True,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> torch.LongTensor:
-        """Draws one picture a prompt. The paper's settings (section 4.3) are the defaults: every code, `top_p` 1.
+        pixel_values: torch.FloatTensor | None = None,
+        image_codes: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+    ) -> Iterator[tuple[torch.LongTensor, torch.FloatTensor]]:
+        """Draws pictures for prompts code by code, in raster order; who stops listening stops the drawing. The paper's
+        settings (section 4.3) are the defaults: every code, `top_p` 1.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Prompts that end with the token
@@ -56,23 +121,103 @@ class ImageGenerationMixin:
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`): 0 at padding.
             image_size (`tuple[int, int]`): Height and width in pixels, multiples of the tokenizer's factor; by default
                 `config.image_size` each.
+            num_images_per_prompt (`int`): Pictures of each prompt, one after the other.
             guidance_scale (`float`): Classifier-free guidance: scores are moved from those of the empty prompt by this
                 factor. At 1 the empty prompt is not computed.
             do_sample (`bool`): Sample, or take the best code each time.
             temperature, top_k, top_p: Sampling; the filters see guided scores divided by the temperature.
             generator (`torch.Generator` or a list of one a picture): Source of randomness. With a list, a picture does
                 not depend on its neighbours in the batch.
+            pixel_values, image_codes, image_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
 
-        Returns:
-            Codes of shape `(batch_size, height, width)` for [`~ImageGenerationMixin.decode_image_tokens`].
+        Yields:
+            The next code of each picture, `(num_pictures,)`, and the guided scores `(num_pictures, K)` that it was
+            chosen by.
 
         Raises:
             ValueError: The model has no visual head, a prompt does not end with the image start token, the size does
                 not fit the tokenizer, or a sampling option is out of range.
         """
         self.require_visual_head()
-        batch_size = input_ids.shape[0]
         height, width = self._code_grid(image_size)
+        num_pictures = len(input_ids) * num_images_per_prompt
+        self._check_drawing(input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale)
+        return self._draw(
+            height * width,
+            {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds},
+            input_ids,
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            num_images_per_prompt,
+            guidance_scale,
+            lambda scores: (
+                sample_codes(scores, generator, temperature, top_k, top_p) if do_sample else scores.argmax(-1)
+            ),
+        )
+
+    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.Tensor:
+        """Codes `(batch_size, height, width)` to pixels `(batch_size, 3, H, W)`, clamped to `[-1, 1]`. Where codes are
+        -1, not drawn yet, pictures are grey."""
+        pixels = self.model.vision_tokenizer.decode_codes(image_tokens.clamp(min=0)).sample.clamp(-1, 1)
+        factor = self.model.vision_tokenizer.spatial_factor
+        missing = (image_tokens < 0).repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        return pixels.masked_fill(missing.unsqueeze(1), 0)
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        num_codes: int,
+        pictures: dict[str, torch.Tensor | None],
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor,
+        num_images_per_prompt: int,
+        guidance_scale: float,
+        choose: Callable[[torch.Tensor], torch.LongTensor],
+    ) -> Iterator[tuple[torch.LongTensor, torch.FloatTensor]]:
+        num_prompts, prompt_length = input_ids.shape
+        guided = guidance_scale > 1
+        rows = torch.arange(num_prompts, device=input_ids.device).repeat_interleave(num_images_per_prompt)
+        if guided:
+            # The empty prompt is the image start token alone, and the same for all.
+            input_ids = torch.cat([input_ids, torch.full_like(input_ids[:1], self.config.image_start_token_id)])
+            empty_mask = torch.zeros_like(attention_mask[:1])
+            empty_mask[:, -1] = 1
+            attention_mask = torch.cat([attention_mask, empty_mask])
+            rows = torch.cat([rows, torch.full_like(rows, num_prompts)])
+        cache = DynamicCache(config=self.config.text_config)
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        hidden_states = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            **pictures,
+        ).last_hidden_state[rows, -1]
+        cache.batch_select_indices(rows)
+        attention_mask = F.pad(attention_mask[rows], (0, num_codes), value=1)
+        position_ids = position_ids[rows, -1:]
+        thin = ThinProducts() if self.device.type == "cpu" else nullcontext()
+        for place in range(1, num_codes + 1):
+            with thin:
+                scores = self.visual_head(hidden_states).float()
+            if guided:
+                conditional, empty = scores.chunk(2)
+                scores = empty + guidance_scale * (conditional - empty)
+            code = choose(scores)
+            yield code, scores
+            if place == num_codes:
+                return
+            step = code.repeat(2) if guided else code
+            with thin:
+                hidden_states = self.model(
+                    inputs_embeds=self.model.embed_codes(step[:, None, None]).to(hidden_states.dtype),
+                    attention_mask=attention_mask[:, : prompt_length + place],
+                    position_ids=position_ids + place,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
+
+    def _check_drawing(self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale):
         if not bool((input_ids[:, -1] == self.config.image_start_token_id).all()):
             raise ValueError(
                 f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the "
@@ -83,45 +228,8 @@ class ImageGenerationMixin:
                 f"Got temperature {temperature}, top_p {top_p}, top_k {top_k}, guidance_scale {guidance_scale}; "
                 "expected temperature > 0, 0 < top_p <= 1, top_k >= 1 and guidance_scale >= 1."
             )
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"Got {len(generator)} generators for {batch_size} prompts; give one a prompt.")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        guided = guidance_scale > 1
-        if guided:
-            # The empty prompt is the image start token alone.
-            empty_mask = torch.zeros_like(attention_mask)
-            empty_mask[:, -1] = 1
-            input_ids = input_ids.repeat(2, 1)
-            attention_mask = torch.cat([attention_mask, empty_mask])
-
-        cache = DynamicCache(config=self.config.text_config)
-        inputs_embeds = self.get_input_embeddings()(input_ids)
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        codes = []
-        for _ in range(height * width):
-            hidden_states = self.model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            scores = self.visual_head(hidden_states[:, -1]).float()
-            if guided:
-                conditional, empty = scores.chunk(2)
-                scores = empty + guidance_scale * (conditional - empty)
-            code = sample_codes(scores, generator, temperature, top_k, top_p) if do_sample else scores.argmax(-1)
-            codes.append(code)
-            step = code.repeat(2) if guided else code
-            inputs_embeds = self.model.embed_codes(step[:, None, None]).to(inputs_embeds.dtype)
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(attention_mask), 1)], dim=1)
-            position_ids = position_ids[:, -1:] + 1
-        return torch.stack(codes, dim=1).view(batch_size, height, width)
-
-    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.Tensor:
-        """Codes `(batch_size, height, width)` to pixels `(batch_size, 3, H, W)`, clamped to `[-1, 1]`."""
-        return self.model.vision_tokenizer.decode_codes(image_tokens).sample.clamp(-1, 1)
+        if isinstance(generator, list) and len(generator) != num_pictures:
+            raise ValueError(f"Got {len(generator)} generators for {num_pictures} pictures; give one a picture.")
 
     def _code_grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         factor = self.model.vision_tokenizer.spatial_factor
@@ -139,22 +247,38 @@ def sample_codes(
     top_p: float = 1.0,
 ) -> torch.LongTensor:
     """Draws one code a row of `scores` `(batch_size, K)`, from the `top_k` best and the smallest set whose
-    probabilities sum to `top_p` or more. Returns codes `(batch_size,)`."""
+    probabilities sum to `top_p` or more, equal ones together. Returns codes `(batch_size,)`.
+
+    Nothing is sorted, and no value is waited for: with noise of the exponential distribution, the largest of
+    `probability / noise` falls on a code as often as its probability says.
+    """
     scores = scores / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         threshold = scores.topk(top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < threshold, -torch.inf)
-    probabilities = scores.softmax(dim=-1)
     if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered.masked_fill(beyond, 0))
+        probabilities = scores.softmax(dim=-1)
+        scores = scores.masked_fill(probabilities < nucleus_threshold(probabilities, top_p), -torch.inf)
+    noise = torch.empty_like(scores)
     if isinstance(generator, list):
-        draws = [
-            torch.multinomial(row, 1, generator=source) for row, source in zip(probabilities, generator, strict=True)
-        ]
-        return torch.cat(draws)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+        for row, source in zip(noise, generator, strict=True):
+            row.exponential_(generator=source)
+    else:
+        noise.exponential_(generator=generator)
+    return (scores - noise.log()).argmax(dim=-1)
 
 
-__all__ = ["ImageGenerationMixin", "sample_codes"]
+def nucleus_threshold(probabilities: torch.FloatTensor, top_p: float) -> torch.FloatTensor:
+    """The least probability `(batch_size, 1)` in the smallest set of a row of `probabilities` `(batch_size, K)` that
+    sums to `top_p` or more, of float32. Found by halving the range of all floats from 0 to 1, whose bits are in their
+    order."""
+    low = torch.zeros_like(probabilities[:, :1], dtype=torch.int32)
+    high = torch.ones_like(probabilities[:, :1]).view(torch.int32)
+    for _ in range(31):
+        middle = (low + high + 1) // 2
+        mass = probabilities.masked_fill(probabilities < middle.view(torch.float32), 0).sum(dim=-1, keepdim=True)
+        low, high = torch.where(mass >= top_p, middle, low), torch.where(mass >= top_p, high, middle - 1)
+    return low.view(torch.float32)
+
+
+__all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin", "nucleus_threshold", "sample_codes"]

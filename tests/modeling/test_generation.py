@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modeling_ett.generation_ett import sample_codes
+from modeling_ett.generation_ett import nucleus_threshold, sample_codes
+from modeling_ett.thin_products import ThinProducts
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
 PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
@@ -153,6 +154,63 @@ def test_a_drawing_has_the_size_asked_for(make_model):
     assert -1 <= pixels.min() and pixels.max() <= 1
 
 
+def test_several_pictures_of_a_prompt_are_those_of_the_prompt_repeated(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    repeated = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items()}
+
+    def generators():
+        return [torch.Generator().manual_seed(seed) for seed in range(6)]
+
+    drawn = model.generate(**batch, generation_mode="image", num_images_per_prompt=2, generator=generators())
+    assert drawn.shape == (6, 4, 4)
+    assert torch.equal(drawn, model.generate(**repeated, generation_mode="image", generator=generators()))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_pictures_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
+    model = make_model()
+    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START], [PAD, *PICTURE, IMAGE_START]])
+    options = {**GREEDY, "guidance_scale": guidance_scale, "attention_mask": (prompt > 0).long()}
+    drawn = model.generate(prompt, pixel_values=pixels, **options)
+    codes = model.model.quantize_pixels(pixels).codes
+    assert torch.equal(model.generate(prompt, image_codes=codes, **options), drawn)
+    alone = model.generate(prompt[1:, 1:], pixel_values=pixels[1:], **GREEDY, guidance_scale=guidance_scale)
+    assert torch.equal(alone[0], drawn[1])
+    assert not torch.equal(model.generate(prompt, pixel_values=-pixels, **options), drawn)
+
+
+def test_scores_on_request_are_those_the_codes_were_chosen_by(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    output = model.generate(**batch, **GREEDY, output_scores=True)
+    assert output.scores.shape == (3, 16, 32)
+    assert torch.equal(output.scores.argmax(-1).view(3, 4, 4), output.sequences)
+    assert torch.equal(output.sequences, model.generate(**batch, **GREEDY))
+
+
+def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    whole = model.generate(**batch, **GREEDY).flatten(1)
+    after_six = lambda codes, scores: torch.full((len(codes),), codes.shape[1] == 6)  # noqa: E731
+    stopped = model.generate(**batch, **GREEDY, stopping_criteria=after_six).flatten(1)
+    assert torch.equal(stopped[:, :6], whole[:, :6])
+    assert stopped[:, 6:].unique().tolist() == [-1]
+
+
+def test_where_nothing_was_drawn_a_picture_is_grey(make_model):
+    model = make_model()
+    codes = torch.arange(16).view(1, 4, 4)
+    partial = model.decode_image_tokens(codes.masked_fill(codes > 5, -1))
+    assert partial[:, :, 8:].abs().max() == partial[:, :, 4:8, 8:].abs().max() == 0
+    assert partial[:, :, :4].abs().min(dim=1).values.max() > 0
+
+
+def test_codes_come_one_by_one_as_they_are_drawn(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    stream = model.stream_image_codes(**batch, do_sample=False)
+    first = [next(stream)[0] for _ in range(3)]
+    assert torch.equal(torch.stack(first, dim=1), model.generate(**batch, **GREEDY).flatten(1)[:, :3])
+
+
 def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     model = make_model(visual_head=False)
     with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
@@ -170,7 +228,7 @@ def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"top_k": 0}, "top_k 0"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
-        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 prompts"),
+        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 pictures"),
     ],
     ids=str,
 )
@@ -213,6 +271,21 @@ def test_top_k_draws_the_k_best_and_all_of_them():
 def test_top_p_draws_the_smallest_set_that_reaches_it(top_p, kept):
     scores = torch.tensor([0.10, 0.15, 0.25, 0.50]).log().repeat(500, 1)
     assert sample_codes(scores, torch.Generator().manual_seed(0), top_p=top_p).unique().tolist() == kept
+
+
+def test_the_threshold_of_top_p_is_that_of_sorting():
+    probabilities = (3 * torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    for top_p in (0.1, 0.5, 0.9, 0.99):
+        ordered = probabilities.sort(dim=-1, descending=True).values
+        number = (ordered.double().cumsum(-1) < top_p).sum(-1, keepdim=True)
+        assert torch.equal(nucleus_threshold(probabilities, top_p), ordered.gather(-1, number))
+
+
+def test_few_rows_by_a_matrix_are_the_same_either_way():
+    generator = torch.Generator().manual_seed(0)
+    layer, rows = torch.nn.Linear(24, 40), torch.randn(2, 3, 24, generator=generator)
+    with torch.no_grad(), ThinProducts():
+        torch.testing.assert_close(layer(rows), rows @ layer.weight.T + layer.bias, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 10_000}, {"top_p": 0.999_999}, {"temperature": 5.0}], ids=str)
