@@ -1,0 +1,219 @@
+"""Drawing: codes a second of ours and of transformers' Janus, in turns, on one and the same language model.
+
+Both have random weights, guidance, greedy choice and the same number of codes; the language model (the size of
+Qwen2.5-1.5B, without its vocabulary) is one module that both hold. The bound is what memory allows: the weights are
+read once a step, at the rate at which this machine multiplies a large matrix by a vector.
+
+    python benchmarks/generation.py --codes 24 --turns 3
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from modeling_ett import generation_ett
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from modeling_ett.modeling_ibq import IBQModel
+from train import library_versions
+
+CODES, WIDTH, VOCABULARY, PROMPT = 16384, 1536, 1024, 32
+PAD, BEGIN, IMAGE_START = 0, 1, 2
+GUIDANCE = 5.0
+
+
+def build_models(layers: int) -> tuple[ETTForConditionalGeneration, JanusForConditionalGeneration]:
+    """Both, with one language model."""
+    torch.manual_seed(0)
+    text_config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=8960,
+        num_hidden_layers=layers,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+    )
+    janus = JanusForConditionalGeneration(
+        JanusConfig(
+            text_config=text_config,
+            vision_config=JanusVisionConfig(
+                hidden_size=32, num_hidden_layers=1, num_attention_heads=2, projection_dim=WIDTH, image_size=32
+            ),
+            vq_config=JanusVQVAEConfig(
+                num_embeddings=CODES,
+                base_channels=32,
+                image_token_embed_dim=WIDTH,
+                projection_dim=WIDTH,
+            ),
+        )
+    ).eval()
+    janus.generation_config.generation_kwargs = {"boi_token_id": IMAGE_START}
+    with torch.device("meta"):
+        language_model = LlamaForCausalLM(LlamaConfig(**{**text_config.to_dict(), "num_hidden_layers": 1}))
+    tokenizer = IBQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        latent_channels=256,
+        num_vq_embeddings=CODES,
+        vq_embed_dim=256,
+    )
+    language_model = language_model.to_empty(device="cpu")
+    ours = ETTForConditionalGeneration.from_parts(
+        language_model,
+        tokenizer,
+        image_token_id=3,
+        image_start_token_id=IMAGE_START,
+        image_end_token_id=4,
+        visual_head=True,
+    ).eval()
+    ours.model.language_model = janus.model.language_model
+    ours.config.text_config = janus.config.text_config
+    return ours, janus
+
+
+def prompts(batch_size: int) -> torch.LongTensor:
+    ids = torch.randint(10, VOCABULARY, (batch_size, PROMPT), generator=torch.Generator().manual_seed(1))
+    ids[:, 0], ids[:, -1] = BEGIN, IMAGE_START
+    return ids
+
+
+def draw_ours(model: ETTForConditionalGeneration, batch_size: int, codes: int) -> torch.LongTensor:
+    side = model.model.vision_tokenizer.spatial_factor
+    return model.generate(
+        prompts(batch_size),
+        generation_mode="image",
+        image_size=(side, side * codes),
+        guidance_scale=GUIDANCE,
+        do_sample=False,
+    ).flatten(1)
+
+
+def draw_janus(model: JanusForConditionalGeneration, batch_size: int, codes: int) -> torch.LongTensor:
+    model.model.vision_model.config.num_image_tokens = codes
+    ids = prompts(batch_size)
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        generation_mode="image",
+        guidance_scale=GUIDANCE,
+        do_sample=False,
+        max_length=PROMPT + codes,
+    )
+
+
+def rate(draw: Callable[..., torch.Tensor], model: torch.nn.Module, batch_size: int, codes: int) -> float:
+    """Codes a second, the prompt's pass taken out: by the difference of a long and a short drawing."""
+    seconds = []
+    for number in (1, codes + 1):
+        start = time.perf_counter()
+        draw(model, batch_size, number)
+        seconds.append(time.perf_counter() - start)
+    return batch_size * codes / (seconds[1] - seconds[0])
+
+
+def bandwidth(dtype: torch.dtype) -> float:
+    """Bytes a second of a large matrix times a vector."""
+    matrix, vector = torch.ones(16384, 16384 if dtype == torch.float32 else 32768, dtype=dtype), None
+    vector = torch.ones(matrix.shape[1], dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mv(matrix, vector)
+        seconds.append(time.perf_counter() - start)
+    return matrix.nbytes / statistics.median(seconds[1:])
+
+
+def step_bytes(model: ETTForConditionalGeneration) -> int:
+    """Bytes of the weights that a step reads."""
+    read = [*model.model.language_model.layers.parameters(), *model.visual_head.parameters()]
+    return sum(parameter.nbytes for parameter in read)
+
+
+def shares(model: ETTForConditionalGeneration, codes: int) -> dict[str, float]:
+    """Where a drawing's time goes, by operation."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        draw_ours(model, 1, codes)
+    events = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    total = sum(events.values())
+    largest = sorted(events, key=events.get, reverse=True)[:6]
+    return {name: events[name] / total for name in largest}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--codes", type=int, default=24, help="codes of each drawing")
+    parser.add_argument("--turns", type=int, default=3, help="turns of both")
+    parser.add_argument("--layers", type=int, default=28, help="layers of the language model")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="pictures at once")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "generation.json", help="JSON file"
+    )
+    options = parser.parse_args()
+    if min(options.codes, options.turns, options.layers, *options.batch_sizes) < 1:
+        parser.error("all numbers must be at least 1")
+    ours, janus = build_models(options.layers)
+    results: dict[str, Any] = {"rows": []}
+    print(f"Codes a second of all pictures together, on the CPU, {torch.get_num_threads()} threads, medians")
+    print(f"{'precision':<11}{'pictures':>9}{'ours':>8}{'Janus':>8}{'times':>7}{'of the bound':>14}")
+    for dtype in (torch.float32, torch.bfloat16):
+        ours.to(dtype), janus.to(dtype)
+        bound = bandwidth(dtype) / step_bytes(ours)
+        for batch_size in options.batch_sizes:
+            pairs = [
+                (rate(draw_ours, ours, batch_size, options.codes), rate(draw_janus, janus, batch_size, options.codes))
+                for _ in range(options.turns)
+            ]
+            row = {
+                "dtype": str(dtype).removeprefix("torch."),
+                "batch_size": batch_size,
+                "ours": statistics.median(pair[0] for pair in pairs),
+                "janus": statistics.median(pair[1] for pair in pairs),
+                "times": statistics.median(pair[0] / pair[1] for pair in pairs),
+            }
+            row["of_bound"] = row["ours"] / (bound * batch_size)
+            results["rows"].append(row)
+            print(
+                f"{row['dtype']:<11}{batch_size:>9}{row['ours']:>8.2f}{row['janus']:>8.2f}{row['times']:>7.2f}"
+                f"{row['of_bound']:>14.0%}",
+                flush=True,
+            )
+        results[f"shares_{results['rows'][-1]['dtype']}"] = where = shares(ours, options.codes)
+        print("  where ours goes: " + ", ".join(f"{name} {share:.0%}" for name, share in where.items()), flush=True)
+        if dtype == torch.float32:
+            drawn = draw_ours(ours, 1, options.codes)
+            with mock.patch.object(generation_ett, "ThinProducts", nullcontext):
+                results["same_codes"] = torch.equal(draw_ours(ours, 1, options.codes), drawn)
+            print(f"  same codes with x W^T in place of W x^T: {results['same_codes']}", flush=True)
+    results |= {**vars(options), "output": str(options.output), "versions": library_versions()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"Written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
