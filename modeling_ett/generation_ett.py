@@ -126,8 +126,8 @@ class ImageGenerationMixin:
                 factor. At 1 the empty prompt is not computed.
             do_sample (`bool`): Sample, or take the best code each time.
             temperature, top_k, top_p: Sampling; the filters see guided scores divided by the temperature.
-            generator (`torch.Generator` or a list of one a picture): Source of randomness. With a list, a picture does
-                not depend on its neighbours in the batch.
+            generator (`torch.Generator` or a list of one a picture): Source of randomness, on the model's device or
+                the CPU. With a list, a picture does not depend on its neighbours in the batch.
             pixel_values, image_codes, image_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
 
         Yields:
@@ -259,13 +259,17 @@ def sample_codes(
     if top_p < 1:
         probabilities = scores.softmax(dim=-1)
         scores = scores.masked_fill(probabilities < nucleus_threshold(probabilities, top_p), -torch.inf)
-    noise = torch.empty_like(scores)
     if isinstance(generator, list):
-        for row, source in zip(noise, generator, strict=True):
-            row.exponential_(generator=source)
+        noise = torch.stack([_noise(row, source) for row, source in zip(scores, generator, strict=True)])
     else:
-        noise.exponential_(generator=generator)
+        noise = _noise(scores, generator)
     return (scores - noise.log()).argmax(dim=-1)
+
+
+def _noise(scores: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Of the exponential distribution, for each of `scores`; drawn where the generator is."""
+    device = scores.device if generator is None else generator.device
+    return torch.empty_like(scores, device=device).exponential_(generator=generator).to(scores.device)
 
 
 def nucleus_threshold(probabilities: torch.FloatTensor, top_p: float) -> torch.FloatTensor:

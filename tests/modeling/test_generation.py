@@ -305,3 +305,9 @@ def test_a_list_of_generators_draws_row_by_row(scores):
     drawn = sample_codes(scores, generators)
     for row in (0, 17, 63):
         assert sample_codes(scores[row : row + 1], torch.Generator().manual_seed(row)).item() == drawn[row].item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares two devices")
+def test_a_generator_on_the_cpu_draws_the_same_on_an_accelerator(scores):
+    for generator in (lambda: torch.Generator().manual_seed(3), lambda: [torch.Generator().manual_seed(3)] * 64):
+        assert torch.equal(sample_codes(scores.cuda(), generator()).cpu(), sample_codes(scores, generator()))
