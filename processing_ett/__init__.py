@@ -2,13 +2,14 @@
 
 from .chat_template_ett import build_chat_template
 from .image_processing_ett import MAX_IMAGE_PIXELS, ETTImageProcessor, ImageError, load_image
-from .pipeline_ett import ETTImageToTextPipeline, register_pipelines
+from .pipeline_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, register_pipelines
 from .processing_ett import CAPTION_PROMPT, ETTProcessor
 from .word_tokenizer import build_word_tokenizer, unknown_words
 
 __all__ = [
     "CAPTION_PROMPT",
     "MAX_IMAGE_PIXELS",
+    "ETTAnyToAnyPipeline",
     "ETTImageProcessor",
     "ETTImageToTextPipeline",
     "ETTProcessor",

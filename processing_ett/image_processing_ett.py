@@ -205,7 +205,7 @@ class ETTImageProcessor(PilBackend):
             try:
                 with urllib.request.urlopen(images, timeout=30) as response:
                     content = response.read()
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 raise ImageError(f"'{images}' cannot be fetched ({error}).") from error
             return _open(io.BytesIO(content), f"'{images}'", _decode, self.max_image_pixels)
         if isinstance(images, str) and images.startswith("data:image/"):

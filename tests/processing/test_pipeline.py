@@ -1,62 +1,27 @@
-"""The literal `pipeline("image-to-text", model=folder)(picture)`, with and without a prompt."""
+"""The literal `pipeline("image-to-text", model=folder)(picture)`, chats by `image-text-to-text` and `any-to-any`, and
+drawings by the latter."""
 
 import shutil
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
-from transformers import Qwen2Config, Qwen2ForCausalLM, dynamic_module_utils, pipeline, pipelines
+from transformers import dynamic_module_utils, pipeline, pipelines
+from transformers.pipelines.pt_utils import KeyDataset
 
-import ett
+import ett  # noqa: F401, registers the pipelines
 import processing_ett
-from processing_ett import ETTImageToTextPipeline, ETTProcessor, ImageError, build_word_tokenizer
+from processing_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, ImageError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A tiny ETT-Chat with random weights, as training leaves it, and two pictures."""
-    torch.manual_seed(0)
-    vision_tokenizer = ett.IBQModel(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=8,
-        num_vq_embeddings=32,
-        vq_embed_dim=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-    )
-    tokenizer = build_word_tokenizer(["a red circle, at the top.", "what color is it?"])
-    processor = ETTProcessor.from_parts(tokenizer, vision_tokenizer, image_size=8)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=1.0,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = ett.ETTForConditionalGeneration.from_parts(
-        Qwen2ForCausalLM(config),
-        vision_tokenizer,
-        image_token_id=processor.image_token_id,
-        image_start_token_id=processor.image_start_token_id,
-        image_end_token_id=processor.image_end_token_id,
-        image_size=8,
-    )
-    folder = tmp_path_factory.mktemp("model") / "ett-chat"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    Image.new("RGB", (10, 8), "red").save(folder / "red.png")
-    Image.new("RGB", (8, 12), "blue").save(folder / "blue.png")
-    return folder
+def folder(save_model):
+    return save_model("ett-chat")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +57,12 @@ def test_a_prompt_asks_something_else(pipe, folder):
 def test_an_opened_picture_equals_its_file(pipe, folder):
     with Image.open(folder / "red.png") as picture:
         assert pipe(picture) == pipe(str(folder / "red.png"))
+
+
+def test_an_array_and_a_tensor_equal_their_file(pipe, folder):
+    with Image.open(folder / "red.png") as picture:
+        array = np.array(picture)
+    assert pipe(array) == pipe(torch.from_numpy(array)) == pipe(str(folder / "red.png"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -133,6 +104,151 @@ def test_another_model_behaves_as_in_transformers(pipe, folder, monkeypatch):
     monkeypatch.setattr(pipe.model.config, "model_type", "other")
     with Image.open(folder / "red.png") as picture, pytest.raises(ValueError, match="You must provide text"):
         pipe(picture)
+
+
+def test_a_generator_and_a_data_set_of_pictures_are_read_as_they_go(pipe, folder):
+    paths = [str(folder / "red.png"), str(folder / "blue.png"), str(folder / "red.png")]
+    expected = pipe(paths, ["what color is it?"] * 3)
+    read = []
+
+    def pictures():
+        for path in paths:
+            read.append(path)
+            yield path
+
+    answers = pipe(pictures(), "what color is it?")
+    assert next(answers) == expected[0] and len(read) < 3
+    assert list(answers) == expected[1:]
+    rows = Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    for column in (KeyDataset(rows, "image"), rows["image"]):
+        assert list(pipe(column, "what color is it?", batch_size=2)) == expected
+
+
+def test_rows_of_a_data_set_are_not_pictures(pipe, folder):
+    rows = Dataset.from_dict({"image": [str(folder / "red.png")]})
+    with pytest.raises(TypeError, match=r'Got a dict where a picture.*KeyDataset\(dataset, "image"\)'):
+        list(pipe(rows))
+
+
+def test_a_generator_of_pictures_has_one_text(pipe):
+    with pytest.raises(ValueError, match="takes one text for all; a list was given"):
+        pipe(iter(()), ["a"])
+
+
+def test_a_url_that_nobody_answers(pipe, free_port):
+    with pytest.raises(ImageError, match=rf"'http://127.0.0.1:{free_port}/red.png' cannot be fetched \(.*\)\.$"):
+        pipe(f"http://127.0.0.1:{free_port}/red.png")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[red.png", "https://127.0.0.1:word/red.png"])
+def test_a_url_that_is_none(pipe, url):
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        pipe(url)
+
+
+# Chats
+
+
+def said(text: str, *pictures: Path, role: str = "user") -> dict:
+    content = [{"type": "image", "image": str(picture)} for picture in pictures]
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+
+
+@pytest.fixture
+def chats(folder):
+    """Of unequal length: one picture; two in one turn; two in two turns with an answer between."""
+    red, blue = folder / "red.png", folder / "blue.png"
+    return [
+        [said("what color is it?", red)],
+        [said("a circle?", blue, red)],
+        [said("what color is it?", red), said("red", role="assistant"), said("the top?", blue)],
+    ]
+
+
+@pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
+def chat_pipe(request, folder):
+    return pipeline(request.param, model=str(folder), max_new_tokens=6, device="cpu")
+
+
+def test_a_chat_is_answered_as_by_generate(chat_pipe, chats):
+    inputs = chat_pipe.processor.apply_chat_template(
+        chats[2], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert inputs["pixel_values"].shape[0] == 2
+    ids = chat_pipe.model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
+    (expected,) = chat_pipe.processor.post_process_image_text_to_text(ids)
+    (result,) = chat_pipe(text=chats[2], return_full_text=False)
+    assert result["generated_text"].lstrip() == expected != ""
+
+
+def test_a_full_answer_is_the_chat_with_one_more_turn(chat_pipe, chats):
+    (result,) = chat_pipe(text=chats[0])
+    assert result["generated_text"][:-1] == chats[0]
+    (answer,) = chat_pipe(text=chats[0], return_full_text=False)
+    assert result["generated_text"][-1] == {"role": "assistant", "content": answer["generated_text"]}
+
+
+def test_chats_of_unequal_length_in_a_batch_are_answered_as_each_alone(chat_pipe, chats):
+    alone = [chat_pipe(text=chat, return_full_text=False) for chat in chats]
+    assert len({answers[0]["generated_text"] for answers in alone}) > 1
+    assert chat_pipe(text=chats, return_full_text=False, batch_size=3) == alone
+
+
+# Any to any
+
+
+@pytest.fixture(scope="module")
+def any_pipe(save_model):
+    return pipeline("any-to-any", model=str(save_model("ett-gen", visual_head=True)), max_new_tokens=6, device="cpu")
+
+
+GREEDY = {"generation_mode": "image", "generate_kwargs": {"do_sample": False}}
+
+
+def drawn(pipe, prompt: str, **options):
+    codes = pipe.model.generate(
+        **pipe.processor(text=prompt, generation_mode="image", **options), generation_mode="image", do_sample=False
+    )
+    return pipe.processor.post_process_images(pipe.model.decode_image_tokens(codes))[0]
+
+
+def test_drawing_by_any_to_any_is_that_of_generate(any_pipe):
+    assert isinstance(any_pipe, ETTAnyToAnyPipeline)
+    (result,) = any_pipe(text="a red circle", **GREEDY)
+    assert result == {"input_text": "a red circle", "generated_image": drawn(any_pipe, "a red circle")}
+
+
+def test_a_text_s_limits_say_nothing_about_a_drawing(any_pipe):
+    (result,) = any_pipe(text="a red circle", max_new_tokens=1, stop_sequence="a", **GREEDY)
+    assert result["generated_image"] == drawn(any_pipe, "a red circle")
+
+
+def test_drawing_several_prompts(any_pipe):
+    prompts = ["a red circle", "a"]
+    results = any_pipe(text=prompts, **GREEDY)
+    assert [result["input_text"] for result in results] == prompts
+    assert [result["generated_image"] for result in results] == [drawn(any_pipe, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, batch_size):
+    chats = [[said("a red circle", folder / "red.png")], [said("a", folder / "blue.png")]]
+    options = {"num_images_per_prompt": 2, "do_sample": False}
+    results = any_pipe(text=chats, generation_mode="image", generate_kwargs=options, batch_size=batch_size)
+    assert [len(group) for group in results] == [2, 2]
+    for chat, path, group in zip(chats, ("red.png", "blue.png"), results, strict=True):
+        prompt = any_pipe.processor.apply_chat_template(chat, add_generation_prompt=True)
+        expected = drawn(any_pipe, prompt, images=str(folder / path))
+        assert group == [{"input_text": chat, "generated_image": expected}] * 2
+
+
+def test_a_chat_model_asked_for_a_picture_by_any_to_any(folder):
+    pipe = pipeline("any-to-any", model=str(folder), device="cpu")
+    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+        pipe(text="a red circle", generation_mode="image")
+
+
+# Registration and remote code
 
 
 def test_other_removed_tasks_are_still_explained():
