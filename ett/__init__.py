@@ -19,6 +19,7 @@ _ROOM_OF = {
     "ETTForConditionalGeneration": "modeling_ett.modeling_ett",
     "ETTImageProcessor": "processing_ett",
     "ETTProcessor": "processing_ett",
+    "ETTTextToImagePipeline": "processing_ett.text_to_image_pipeline_ett",
     "load_image": "processing_ett",
     "Scenes": "scenes_ett",
     "ETTTrainer": "train",

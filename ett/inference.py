@@ -150,18 +150,17 @@ def draw(
     if not prompt.strip():
         raise ValueError("The prompt is empty; say what to draw.")
     loaded, processor = load_ett(model, draws=True)
-    inputs = processor(text=[prompt] * count, generation_mode="image").to(loaded.device)
-    generators = [torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)]
-    codes = loaded.generate(
-        **inputs,
-        generation_mode="image",
+    pipe = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(loaded, processor)
+    pipe.set_progress_bar_config(disable=None, leave=False)
+    return pipe(
+        prompt,
+        num_images_per_prompt=count,
         guidance_scale=guidance_scale,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
-        generator=generators,
-    )
-    return processor.post_process_images(loaded.decode_image_tokens(codes))
+        generator=[torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)],
+    ).images
 
 
 def reconstruct(
