@@ -47,6 +47,18 @@ def ask(
 
 
 @command()
+def chat(
+    model: ChatModel = "ett-chat",
+    drawing_model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model for /draw.")] = "ett-gen",
+    output_dir: Annotated[Path, typer.Option(help="Where drawings go.")] = Path(),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first drawing; the next has the next.")] = 0,
+):
+    """Talk with a model about pictures, and have it draw, in the terminal."""
+    room("ett.chat").chat(model, drawing_model, output_dir, max_new_tokens, seed)
+
+
+@command()
 def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that draws.")] = "ett-gen",
