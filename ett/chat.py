@@ -91,7 +91,7 @@ class Conversation:
                 streamer=pieces,
             )
         except KeyboardInterrupt:
-            pieces.end()
+            pass
         answer = pieces.written.strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         self.pictures, self.shown = pictures, []
@@ -171,7 +171,10 @@ class Terminal:
         import torch
 
         if self.pipeline is None:
-            self.pipeline = room("processing_ett").ETTTextToImagePipeline(*load_ett(self.drawing_model, draws=True))
+            self.pipeline = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(
+                *load_ett(self.drawing_model, draws=True)
+            )
+            self.pipeline.set_progress_bar_config(disable=None, leave=False)
         generator = torch.Generator(self.pipeline.device).manual_seed(self.seed)
         picture = self.pipeline(prompt, generator=generator).images[0]
         path = _free_name(self.output_dir)
