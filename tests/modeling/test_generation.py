@@ -190,7 +190,10 @@ def test_scores_on_request_are_those_the_codes_were_chosen_by(make_model, prompt
 def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, prompts):
     model, (_, batch) = make_model(), prompts
     whole = model.generate(**batch, **GREEDY).flatten(1)
-    after_six = lambda codes, scores: torch.full((len(codes),), codes.shape[1] == 6)  # noqa: E731
+
+    def after_six(codes, scores):
+        return torch.full((len(codes),), codes.shape[1] == 6)
+
     stopped = model.generate(**batch, **GREEDY, stopping_criteria=after_six).flatten(1)
     assert torch.equal(stopped[:, :6], whole[:, :6])
     assert stopped[:, 6:].unique().tolist() == [-1]
