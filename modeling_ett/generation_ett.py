@@ -189,7 +189,7 @@ class ImageGenerationMixin:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             **pictures,
         ).last_hidden_state[rows, -1]
@@ -213,7 +213,7 @@ class ImageGenerationMixin:
                     inputs_embeds=self.model.embed_codes(step[:, None, None]).to(hidden_states.dtype),
                     attention_mask=attention_mask[:, : prompt_length + place],
                     position_ids=position_ids + place,
-                    past_key_values=cache,
+                    cache=cache,
                     use_cache=True,
                 ).last_hidden_state[:, -1]
 

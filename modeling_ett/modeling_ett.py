@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
@@ -27,13 +28,13 @@ class ETTModelOutputWithPast(ModelOutput):
     """
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`).
-        past_key_values, hidden_states, attentions: As in the language model.
+        cache, hidden_states, attentions: As in the language model.
         image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected pictures.
         quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
@@ -52,14 +53,14 @@ class ETTCausalLMOutputWithPast(ModelOutput):
             order; given with `predict_codes`, but not where `skip_logits` holds.
         reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
             clamped.
-        past_key_values, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
+        cache, hidden_states, attentions, image_hidden_states, quantized: See [`ETTModelOutputWithPast`].
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     code_logits: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
@@ -186,6 +187,7 @@ class ETTModel(ETTPreTrainedModel):
             )
         return self.projector(image_embeds), quantized
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -194,7 +196,7 @@ class ETTModel(ETTPreTrainedModel):
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         **kwargs,
     ) -> ETTModelOutputWithPast:
@@ -220,12 +222,12 @@ class ETTModel(ETTPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         return ETTModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -315,6 +317,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             value.weight = weight
         self.lm_head = value
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -323,7 +326,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         predict_codes: bool = False,
@@ -353,7 +356,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             image_codes=image_codes,
             image_embeds=image_embeds,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
@@ -386,7 +389,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             logits=logits,
             code_logits=code_logits,
             reconstruction=reconstruction,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
