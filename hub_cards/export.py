@@ -21,6 +21,7 @@ _MODEL_CODE = (
     "processing_ett/processing_ett.py",
     "processing_ett/pipeline_ett.py",
 )
+_DRAWING_CODE = (*_MODEL_CODE, "processing_ett/text_to_image_pipeline_ett.py")
 
 _TOKENIZER_MAP = {"AutoModel": "modeling_ibq.IBQModel"}
 _IMAGE_PROCESSOR_MAP = {"AutoImageProcessor": "image_processing_ett.ETTImageProcessor"}
@@ -36,8 +37,19 @@ _PIPELINES = {
         "impl": "pipeline_ett.ETTImageToTextPipeline",
         "pt": ["AutoModelForImageTextToText"],
         "type": "multimodal",
-    }
+    },
+    "any-to-any": {
+        "impl": "pipeline_ett.ETTAnyToAnyPipeline",
+        "pt": ["AutoModelForMultimodalLM"],
+        "type": "multimodal",
+    },
 }
+_MODEL_INDEX = {
+    "_class_name": ["text_to_image_pipeline_ett", "ETTTextToImagePipeline"],
+    "model": ["transformers", "PreTrainedModel"],
+    "processor": ["transformers", "ProcessorMixin"],
+}
+"""By which diffusers finds the pipeline's code; model and processor it is given."""
 
 
 def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
@@ -66,7 +78,8 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
         (model / processor_name).is_file(),
         f"no {processor_name}; save the model's processor there, with save_pretrained",
     )
-    code = _sources(_TOKENIZER_FOLDER_CODE if is_tokenizer else _MODEL_CODE)
+    draws = config.get("visual_head", False)
+    code = _sources(_TOKENIZER_FOLDER_CODE if is_tokenizer else _DRAWING_CODE if draws else _MODEL_CODE)
     names = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
     names = list(filter_repo_objects(names, ignore_patterns=IGNORED))
     taken = sorted(code.keys() & set(names))
@@ -89,6 +102,8 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
             image_processor["auto_map"] = _IMAGE_PROCESSOR_MAP
             _update(partial / processor_name, auto_map=_PROCESSOR_MAP, image_processor=image_processor)
             _save_vision_tokenizer(model, config, partial / VISION_TOKENIZER)
+            if draws:
+                _write(partial / "model_index.json", _MODEL_INDEX)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -126,7 +141,10 @@ def _copy(sources: dict[str, Path], folder: Path):
 
 def _update(path: Path, **fields):
     """Sets fields of a file of JSON."""
-    content = json.loads(path.read_text(encoding="utf-8")) | fields
+    _write(path, json.loads(path.read_text(encoding="utf-8")) | fields)
+
+
+def _write(path: Path, content: dict):
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

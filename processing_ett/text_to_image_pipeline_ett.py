@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel
-
-from .processing_ett import ETTProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 HUB_OPTIONS = (
@@ -36,7 +34,7 @@ class ETTTextToImagePipeline(DiffusionPipeline):
 
     Args:
         model (`ETTForConditionalGeneration`): One with a visual head.
-        processor ([`ETTProcessor`]): The model's.
+        processor (`ETTProcessor`): The model's.
 
     Raises:
         ValueError: The model cannot draw.
@@ -44,7 +42,7 @@ class ETTTextToImagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "model"
 
-    def __init__(self, model: PreTrainedModel, processor: ETTProcessor):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
         super().__init__()
         model.require_visual_head()
         self.register_modules(model=model, processor=processor)

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -64,12 +66,21 @@ with torch.no_grad():
         "pixels": pixels,
     }
     tensors |= {f"codes_{name}": tokenizer.encode_codes(pixels) for name, tokenizer in vision.items()}
+any_to_any = pipeline("any-to-any", model=chat, trust_remote_code=True)
+(drawing,) = any_to_any(text=question, generation_mode="image", generate_kwargs={"do_sample": False})
+tensors["any_to_any"] = torch.frombuffer(bytearray(drawing["generated_image"].tobytes()), dtype=torch.uint8)
+text_to_image = diffusers.DiffusionPipeline.from_pretrained(
+    chat, model=loaded["ModelForMultimodalLM"], processor=loaded["Processor"], trust_remote_code=True
+)
+latents = {"generator": torch.Generator().manual_seed(3), "output_type": "latent"}
+tensors["text_to_image"] = text_to_image(question, **latents).images
+classes |= {type(pipe).__name__: [type(pipe).__module__, type(pipe).__name__] for pipe in (any_to_any, text_to_image)}
 content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+chat_options = {"text": [{"role": "user", "content": content}], "max_new_tokens": 6, "return_full_text": False}
 texts = {
     "caption": pipeline("image-to-text", model=chat, trust_remote_code=True)(picture, max_new_tokens=6),
-    "answer": pipeline("image-text-to-text", model=chat, trust_remote_code=True)(
-        text=[{"role": "user", "content": content}], max_new_tokens=6, return_full_text=False
-    )[0]["generated_text"].strip(),
+    "answer": pipeline("image-text-to-text", model=chat, trust_remote_code=True)(**chat_options)[0]["generated_text"],
+    "any_to_any": any_to_any(**chat_options)[0]["generated_text"],
     "ids": text_tokenizer(question).input_ids,
 }
 save_file(tensors, "tensors.safetensors")
@@ -187,6 +198,8 @@ def test_nothing_of_ours_could_be_imported(stranger):
         ("alone", "ETTImageProcessor"),
         ("subfolder", "IBQModel"),
         ("folder", "IBQModel"),
+        ("ETTAnyToAnyPipeline", "ETTAnyToAnyPipeline"),
+        ("ETTTextToImagePipeline", "ETTTextToImagePipeline"),
     ],
 )
 def test_each_auto_class_finds_its_class_in_the_folder(stranger, loaded, name):
@@ -209,6 +222,23 @@ def test_it_draws_the_same_picture(stranger, original):
     prompt = original.processor(text=QUESTION, generation_mode="image")
     codes = original.model.generate(**prompt, generation_mode="image", do_sample=False)
     assert torch.equal(stranger.tensors["drawing"], codes)
+    (picture,) = original.processor.post_process_images(original.model.decode_image_tokens(codes))
+    assert stranger.tensors["any_to_any"].tolist() == np.array(picture).flatten().tolist()
+
+
+def test_its_diffusers_pipeline_draws_the_same_picture(stranger, original):
+    pipe = ett.ETTTextToImagePipeline(original.model, original.processor)
+    codes = pipe(QUESTION, generator=torch.Generator().manual_seed(3), output_type="latent").images
+    assert torch.equal(stranger.tensors["text_to_image"], codes)
+
+
+def test_a_model_that_does_not_draw_is_exported_without_code_for_it(models, tmp_path):
+    model = ett.ETTForConditionalGeneration.from_pretrained(models / "chat", visual_head=False)
+    shutil.copytree(models / "chat", tmp_path / "chat")
+    model.save_pretrained(tmp_path / "chat")
+    folder = export_folder(tmp_path / "chat", tmp_path / "exported")
+    assert (folder / "modeling_ett.py").is_file()
+    assert not (folder / "text_to_image_pipeline_ett.py").exists() and not (folder / "model_index.json").exists()
 
 
 @pytest.mark.parametrize("where", ["subfolder", "folder"])
@@ -228,7 +258,7 @@ def test_the_literal_image_to_text_call_says_the_same(stranger, models):
 def test_chats_are_answered_and_text_is_split_the_same(stranger, models, original):
     pipe = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
     (result,) = pipe(str(models / "picture.png"), QUESTION, max_new_tokens=6)
-    assert stranger.texts["answer"] == result["generated_text"]
+    assert stranger.texts["answer"].strip() == stranger.texts["any_to_any"].strip() == result["generated_text"]
     assert stranger.texts["ids"] == original.processor.tokenizer(QUESTION).input_ids
 
 
@@ -245,7 +275,8 @@ def test_the_models_own_files_are_copied_as_they_are(models, exported):
         own = {path.name for path in (models / name).iterdir()} - {"training", "training_args.bin"}
         _, differing, missing = filecmp.cmpfiles(models / name, exported / name, own, shallow=False)
         assert set(differing) == added and not missing
-        assert {path.suffix for path in exported.joinpath(name).iterdir() if path.name not in own} <= {".py", ""}
+        added_names = {path.name for path in exported.joinpath(name).iterdir()} - own - {"model_index.json"}
+        assert {Path(added_name).suffix for added_name in added_names} <= {".py", ""}
         assert not (exported / name / "training").exists() and not (exported / name / "training_args.bin").exists()
     assert {path.name for path in (exported / "tokenizer").glob("*.py")} == {
         "image_processing_ett.py",
