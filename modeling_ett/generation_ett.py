@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import Cache, CompileConfig, StaticCache
 from transformers.utils import ModelOutput
 
+from .sampling_ett import CodeSampler
 from .thin_products import ThinProducts
 
 NOT_DRAWN = -1
@@ -108,6 +109,8 @@ class ImageGenerationMixin:
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        jacobi_window: int = 1,
+        compile_config: CompileConfig | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
@@ -128,6 +131,12 @@ class ImageGenerationMixin:
             temperature, top_k, top_p: Sampling; the filters see guided scores divided by the temperature.
             generator (`torch.Generator` or a list of one a picture): Source of randomness, on the model's device or
                 the CPU. With a list, a picture does not depend on its neighbours in the batch.
+            jacobi_window (`int`): Codes scored in one forward pass. Above 1 those after the first are scored by
+                guesses of the codes before them, and kept where these prove right (speculative Jacobi decoding, Teng
+                et al., 2024). A code's noise stays the same until it is drawn, so the pictures are those of a window
+                of 1.
+            compile_config (`CompileConfig`, *optional*): Compile a step by `torch.compile` with these options; with
+                the default ones it is one CUDA graph. Cache and shapes are static either way.
             pixel_values, image_codes, image_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
 
         Yields:
@@ -141,17 +150,20 @@ class ImageGenerationMixin:
         self.require_visual_head()
         height, width = self._code_grid(image_size)
         num_pictures = len(input_ids) * num_images_per_prompt
-        self._check_drawing(input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale)
+        self._check_drawing(
+            input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
+        )
         return self._draw(
             height * width,
+            width,
             {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds},
             input_ids,
             torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             num_images_per_prompt,
             guidance_scale,
-            lambda scores: (
-                sample_codes(scores, generator, temperature, top_k, top_p) if do_sample else scores.argmax(-1)
-            ),
+            CodeSampler(generator, do_sample, temperature, top_k, top_p),
+            jacobi_window,
+            compile_config,
         )
 
     def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.Tensor:
@@ -166,24 +178,33 @@ class ImageGenerationMixin:
     def _draw(
         self,
         num_codes: int,
+        width: int,
         pictures: dict[str, torch.Tensor | None],
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor,
         num_images_per_prompt: int,
         guidance_scale: float,
-        choose: Callable[[torch.Tensor], torch.LongTensor],
+        choose: CodeSampler,
+        jacobi_window: int,
+        compile_config: CompileConfig | None,
     ) -> Iterator[tuple[torch.LongTensor, torch.FloatTensor]]:
         num_prompts, prompt_length = input_ids.shape
-        guided = guidance_scale > 1
+        num_pictures = num_prompts * num_images_per_prompt
         rows = torch.arange(num_prompts, device=input_ids.device).repeat_interleave(num_images_per_prompt)
-        if guided:
+        if guidance_scale > 1:
             # The empty prompt is the image start token alone, and the same for all.
             input_ids = torch.cat([input_ids, torch.full_like(input_ids[:1], self.config.image_start_token_id)])
             empty_mask = torch.zeros_like(attention_mask[:1])
             empty_mask[:, -1] = 1
             attention_mask = torch.cat([attention_mask, empty_mask])
             rows = torch.cat([rows, torch.full_like(rows, num_prompts)])
-        cache = DynamicCache(config=self.config.text_config)
+        num_places = num_codes + jacobi_window - 1
+        cache = StaticCache(config=self.config.text_config, max_cache_len=prompt_length + num_places)
+        if jacobi_window > 1 and not cache.is_croppable:
+            raise ValueError(
+                f"jacobi_window is {jacobi_window}, and this language model's attention forgets what lies beyond a "
+                "window, so that wrong guesses cannot be taken back; leave jacobi_window at 1."
+            )
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden_states = self.model(
             input_ids=input_ids,
@@ -192,32 +213,85 @@ class ImageGenerationMixin:
             cache=cache,
             use_cache=True,
             **pictures,
-        ).last_hidden_state[rows, -1]
-        cache.batch_select_indices(rows)
-        attention_mask = F.pad(attention_mask[rows], (0, num_codes), value=1)
-        position_ids = position_ids[rows, -1:]
-        thin = ThinProducts() if self.device.type == "cpu" else nullcontext()
-        for place in range(1, num_codes + 1):
-            with thin:
-                scores = self.visual_head(hidden_states).float()
-            if guided:
-                conditional, empty = scores.chunk(2)
-                scores = empty + guidance_scale * (conditional - empty)
-            code = choose(scores)
-            yield code, scores
-            if place == num_codes:
+        ).last_hidden_state[rows, -1:]
+        cache.reorder_cache(rows)
+        attention_mask = F.pad(attention_mask[rows], (0, num_places), value=1)
+        position_ids = position_ids[rows, -1:] + torch.arange(1, jacobi_window + 1, device=rows.device)
+        step, thin = self._step, ThinProducts() if self.device.type == "cpu" else nullcontext()
+        if compile_config is not None:
+            step, thin = self._compiled_step(cache, compile_config), nullcontext()
+        codes = input_ids.new_zeros(num_pictures, num_places)
+        drawn = 0
+        with thin:
+            scores = self._guided_scores(hidden_states, guidance_scale)
+        while True:
+            scores = scores[:, : num_codes - drawn]
+            chosen, right = choose(scores, drawn), 1
+            places = slice(drawn, drawn + scores.shape[1])
+            if scores.shape[1] > 1:
+                # A code is final if all before it were scored by what was then chosen there.
+                agree = (chosen == codes[:, places])[:, :-1].all(dim=0)
+                right += int(agree.long().cumprod(dim=0).sum())
+            codes[:, places] = chosen
+            for place in range(right):
+                yield chosen[:, place], scores[:, place]
+            drawn += right
+            if drawn == num_codes:
                 return
-            step = code.repeat(2) if guided else code
+            if 0 < places.start and right < jacobi_window:
+                cache.crop(right - jacobi_window)
+            for place in range(places.stop, drawn + jacobi_window - 1):
+                # A first guess is the code above.
+                codes[:, place] = codes[:, max(place - width, 0)]
+            seen = codes[:, drawn - 1 : drawn - 1 + jacobi_window]
             with thin:
-                hidden_states = self.model(
-                    inputs_embeds=self.model.embed_codes(step[:, None, None]).to(hidden_states.dtype),
-                    attention_mask=attention_mask[:, : prompt_length + place],
-                    position_ids=position_ids + place,
-                    cache=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+                scores = step(seen, attention_mask, position_ids + (drawn - 1), cache, guidance_scale)
 
-    def _check_drawing(self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale):
+    def _step(
+        self,
+        codes: torch.LongTensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.LongTensor,
+        cache: Cache,
+        guidance_scale: float,
+    ) -> torch.FloatTensor:
+        """Codes `(num_pictures, num_places)` to guided scores `(num_pictures, num_places, K)` of what follows each."""
+        codes = codes.repeat(2, 1) if guidance_scale > 1 else codes
+        dtype = self.get_input_embeddings().weight.dtype
+        hidden_states = self.model(
+            inputs_embeds=self.model.embed_codes(codes.unsqueeze(1)).to(dtype),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._guided_scores(hidden_states, guidance_scale)
+
+    def _guided_scores(self, hidden_states: torch.Tensor, guidance_scale: float) -> torch.FloatTensor:
+        scores = self.visual_head(hidden_states).float()
+        if guidance_scale == 1:
+            return scores
+        conditional, empty = scores.chunk(2)
+        return empty + guidance_scale * (conditional - empty)
+
+    def _compiled_step(self, cache: Cache, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
+        for layer in cache.layers:
+            # Their addresses have changed since the layers marked them for CUDA graphs.
+            torch._dynamo.mark_static_address(layer.keys)
+            torch._dynamo.mark_static_address(layer.values)
+        if getattr(self, "_drawing_compile_config", None) != compile_config:
+            self._drawing_compile_config = compile_config
+            self._compiled_drawing_step = torch.compile(self._step, **compile_config.to_dict())
+
+        def step(*args) -> torch.FloatTensor:
+            # The next replay of a CUDA graph writes where this one's scores are.
+            return self._compiled_drawing_step(*args).clone()
+
+        return step
+
+    def _check_drawing(
+        self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
+    ):
         if not bool((input_ids[:, -1] == self.config.image_start_token_id).all()):
             raise ValueError(
                 f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the "
@@ -228,6 +302,8 @@ class ImageGenerationMixin:
                 f"Got temperature {temperature}, top_p {top_p}, top_k {top_k}, guidance_scale {guidance_scale}; "
                 "expected temperature > 0, 0 < top_p <= 1, top_k >= 1 and guidance_scale >= 1."
             )
+        if jacobi_window < 1:
+            raise ValueError(f"jacobi_window is {jacobi_window}; expected at least 1.")
         if isinstance(generator, list) and len(generator) != num_pictures:
             raise ValueError(f"Got {len(generator)} generators for {num_pictures} pictures; give one a picture.")
 
@@ -239,50 +315,4 @@ class ImageGenerationMixin:
         return height // factor, width // factor
 
 
-def sample_codes(
-    scores: torch.Tensor,
-    generator: torch.Generator | list[torch.Generator] | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-) -> torch.LongTensor:
-    """Draws one code a row of `scores` `(batch_size, K)`, from the `top_k` best and the smallest set whose
-    probabilities sum to `top_p` or more, equal ones together. Returns codes `(batch_size,)`.
-
-    Nothing is sorted, and no value is waited for: with noise of the exponential distribution, the largest of
-    `probability / noise` falls on a code as often as its probability says.
-    """
-    scores = scores / temperature
-    if top_k is not None and top_k < scores.shape[-1]:
-        threshold = scores.topk(top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < threshold, -torch.inf)
-    if top_p < 1:
-        probabilities = scores.softmax(dim=-1)
-        scores = scores.masked_fill(probabilities < nucleus_threshold(probabilities, top_p), -torch.inf)
-    if isinstance(generator, list):
-        noise = torch.stack([_noise(row, source) for row, source in zip(scores, generator, strict=True)])
-    else:
-        noise = _noise(scores, generator)
-    return (scores - noise.log()).argmax(dim=-1)
-
-
-def _noise(scores: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Of the exponential distribution, for each of `scores`; drawn where the generator is."""
-    device = scores.device if generator is None else generator.device
-    return torch.empty_like(scores, device=device).exponential_(generator=generator).to(scores.device)
-
-
-def nucleus_threshold(probabilities: torch.FloatTensor, top_p: float) -> torch.FloatTensor:
-    """The least probability `(batch_size, 1)` in the smallest set of a row of `probabilities` `(batch_size, K)` that
-    sums to `top_p` or more, of float32. Found by halving the range of all floats from 0 to 1, whose bits are in their
-    order."""
-    low = torch.zeros_like(probabilities[:, :1], dtype=torch.int32)
-    high = torch.ones_like(probabilities[:, :1]).view(torch.int32)
-    for _ in range(31):
-        middle = (low + high + 1) // 2
-        mass = probabilities.masked_fill(probabilities < middle.view(torch.float32), 0).sum(dim=-1, keepdim=True)
-        low, high = torch.where(mass >= top_p, middle, low), torch.where(mass >= top_p, high, middle - 1)
-    return low.view(torch.float32)
-
-
-__all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin", "nucleus_threshold", "sample_codes"]
+__all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin"]

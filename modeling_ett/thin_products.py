@@ -1,24 +1,94 @@
-"""Products of a layer's matrix with a few rows, as one step of generation has them, on the CPU."""
+"""Products of a layer's matrix with a few rows, as one step of drawing has them, on the CPU."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-MOST_ROWS = 16
+MOST_ROWS = 32
+LEAST_BYTES = 2**20
+"""Smaller matrices stay in the processor's caches, where no way is worth a choice."""
+
+TRIALS = 3
+
+Way = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def weight_first(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`W x^T` in place of `x W^T`."""
+    return torch.mm(weight, rows.t()).t()
+
+
+def row_by_row(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A product of the matrix with each row, as one batch."""
+    return torch.bmm(rows.unsqueeze(1), weight.t().expand(len(rows), -1, -1)).squeeze(1)
+
+
+def onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """oneDNN's product, where `F.linear` would take the BLAS library's."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+
+
+def ways_for(num_rows: int, dtype: torch.dtype) -> tuple[Way, ...]:
+    """The ways to try. In half precision `F.linear` is oneDNN's already."""
+    ways = [F.linear, weight_first]
+    if dtype == torch.float32:
+        ways += [row_by_row] * (num_rows <= 4) + [onednn] * torch.backends.mkldnn.is_available()
+    return tuple(ways)
 
 
 class ThinProducts(TorchFunctionMode):
-    """Within it, linear layers compute `W x^T` instead of `x W^T` for up to [`MOST_ROWS`] rows: the same values, for
-    which the CPU's libraries read the matrix at several times the speed."""
+    """Within it, linear layers multiply up to [`MOST_ROWS`] rows in the fastest of several ways that give the same
+    values, but for rounding.
+
+    Which one that is depends on the processor, the number of rows and the precision, and it can be several times as
+    fast as the next. So the first products with matrices of one size try each way [`TRIALS`] times, and the rest, in
+    the whole process, go the one that took least. With `torch.use_deterministic_algorithms(True)`, and for small
+    matrices, it is always `F.linear`.
+    """
+
+    fastest: dict[tuple, Way] = {}
+    _seconds: dict[tuple, list[tuple[float, Way]]] = defaultdict(list)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.linear and not kwargs and args[0].numel() <= MOST_ROWS * args[0].shape[-1]:
-            x, weight, *bias = args
-            product = torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t()
-            if bias and bias[0] is not None:
-                product = product + bias[0]
-            return product.reshape(*x.shape[:-1], -1)
-        return func(*args, **(kwargs or {}))
+        if func is not F.linear or kwargs or not self._is_thin(*args[:2]):
+            return func(*args, **(kwargs or {}))
+        x, weight, *bias = args
+        rows = x.reshape(-1, x.shape[-1])
+        product = self.multiply(rows, weight)
+        if bias and bias[0] is not None:
+            product = product + bias[0]
+        return product.reshape(*x.shape[:-1], -1)
+
+    @staticmethod
+    def _is_thin(x: torch.Tensor, weight: torch.Tensor) -> bool:
+        return (
+            x.numel() <= MOST_ROWS * x.shape[-1]
+            and weight.nbytes >= LEAST_BYTES
+            and type(weight) in (torch.Tensor, torch.nn.Parameter)
+            and x.dtype == weight.dtype
+            and weight.is_contiguous()
+            and not torch.is_grad_enabled()
+            and not torch.are_deterministic_algorithms_enabled()
+        )
+
+    @classmethod
+    def multiply(cls, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """`(n, in)` by a weight `(out, in)` to `(n, out)`."""
+        key = (len(rows), *weight.shape, weight.dtype, torch.get_num_threads())
+        if key in cls.fastest:
+            return cls.fastest[key](rows, weight)
+        tried, ways = cls._seconds[key], ways_for(len(rows), weight.dtype)
+        way = ways[len(tried) % len(ways)]
+        start = time.perf_counter()
+        product = way(rows, weight)
+        tried.append((time.perf_counter() - start, way))
+        if len(tried) == TRIALS * len(ways):
+            cls.fastest[key] = min(cls._seconds.pop(key), key=lambda trial: trial[0])[1]
+        return product
 
 
 __all__ = ["ThinProducts"]

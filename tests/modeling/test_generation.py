@@ -1,9 +1,14 @@
 """Text and pictures out of the model: the fast ways equal the slow ones."""
 
+import shutil
+import time
+
 import pytest
 import torch
+from transformers import CompileConfig
 
-from modeling_ett.generation_ett import nucleus_threshold, sample_codes
+from modeling_ett import thin_products
+from modeling_ett.sampling_ett import CodeSampler, nucleus_threshold
 from modeling_ett.thin_products import ThinProducts
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
@@ -214,6 +219,149 @@ def test_codes_come_one_by_one_as_they_are_drawn(make_model, prompts):
     assert torch.equal(torch.stack(first, dim=1), model.generate(**batch, **GREEDY).flatten(1)[:, :3])
 
 
+# Faster
+
+
+@pytest.mark.parametrize("window", [2, 5, 40])
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"top_p": 0.9, "temperature": 0.5}], ids=str)
+def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_same(
+    make_model, prompts, window, options
+):
+    model, (_, batch) = make_model(), prompts
+    plain, ahead = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
+    options = {**batch, **options, "generation_mode": "image", "output_scores": True, "image_size": (16, 12)}
+    expected = model.generate(**options, generator=plain)
+    drawn = model.generate(**options, generator=ahead, jacobi_window=window)
+    assert torch.equal(drawn.sequences, expected.sequences)
+    torch.testing.assert_close(drawn.scores, expected.scores, rtol=0, atol=1e-4)
+    assert torch.equal(ahead.get_state(), plain.get_state())
+
+
+def test_guessing_ahead_with_a_generator_each_draws_the_same_pictures(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+
+    def draw(**options):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        return model.generate(**batch, generation_mode="image", generator=generators, **options)
+
+    assert torch.equal(draw(jacobi_window=4), draw())
+
+
+@pytest.fixture
+def count_steps():
+    """Counts forward passes of a model's language model."""
+
+    def count(model, **options):
+        passes = []
+        hook = model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+        model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY, **options)
+        hook.remove()
+        return len(passes)
+
+    return count
+
+
+def test_right_guesses_save_passes(make_model, count_steps):
+    model = make_model()
+    # Every code is 0, and so is every guess.
+    model.visual_head.weight.data.zero_()
+    assert count_steps(model) == 16
+    assert count_steps(model, jacobi_window=4) == 1 + 4
+    assert count_steps(model, jacobi_window=15) == 1 + 1
+
+
+def test_wrong_guesses_cost_no_passes(make_model, count_steps):
+    assert count_steps(make_model(), jacobi_window=4) <= 16
+
+
+def test_guesses_cannot_be_taken_back_where_attention_forgets(make_model, make_language_model):
+    model = make_model(make_language_model("Gemma3Text", head_dim=16, sliding_window=8))
+    with pytest.raises(ValueError, match=r"jacobi_window is 2, .* forgets what lies beyond a window"):
+        model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", jacobi_window=2)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_compiled_step_is_one_graph_and_draws_the_same(make_model, prompts, window):
+    model, (_, batch) = make_model(), prompts
+    expected = model.generate(**batch, **GREEDY)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    config = CompileConfig(fullgraph=True, backend=backend, mode=None)
+    assert torch.equal(model.generate(**batch, **GREEDY, compile_config=config, jacobi_window=window), expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_step_compiled_to_machine_code_draws_the_same(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    config = CompileConfig(fullgraph=True, mode="default")
+    assert torch.equal(model.generate(**batch, **GREEDY, compile_config=config), model.generate(**batch, **GREEDY))
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    yield torch.nn.Linear(512, 1024).requires_grad_(False)
+    ThinProducts.fastest.clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 2, 8])
+def test_every_way_to_multiply_gives_the_same(layer, num_rows, dtype):
+    rows, weight = torch.randn(num_rows, 512).to(dtype), layer.weight.to(dtype)
+    expected = rows.float() @ weight.float().T
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for way in thin_products.ways_for(num_rows, dtype):
+        torch.testing.assert_close(way(rows, weight).float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_after_trying_each_the_fastest_way_is_taken(layer, monkeypatch):
+    taken = []
+
+    def make_way(name, seconds):
+        def way(rows, weight):
+            time.sleep(seconds)
+            taken.append(name)
+            return rows @ weight.T
+
+        return way
+
+    ways = make_way("slow", 0.02), make_way("fast", 0.0)
+    monkeypatch.setattr(thin_products, "ways_for", lambda num_rows, dtype: ways)
+    x = torch.randn(2, 1, 512)
+    with torch.no_grad(), ThinProducts():
+        products = [layer(x) for _ in range(10)]
+    assert taken == ["slow", "fast"] * 3 + ["fast"] * 4
+    for product in products:
+        torch.testing.assert_close(product, x @ layer.weight.T + layer.bias, rtol=0, atol=1e-5)
+
+
+def test_where_results_have_to_be_reproducible_nothing_is_tried(layer):
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.no_grad(), ThinProducts():
+            for _ in range(20):
+                layer(torch.randn(2, 512))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not ThinProducts.fastest and not ThinProducts._seconds
+
+
+def test_small_matrices_and_many_rows_are_multiplied_as_always(layer):
+    with torch.no_grad(), ThinProducts():
+        for _ in range(20):
+            torch.nn.Linear(24, 40)(torch.randn(2, 24))
+            layer(torch.randn(33, 512))
+    assert not ThinProducts.fastest and not ThinProducts._seconds
+
+
+# What cannot be drawn
+
+
 def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     model = make_model(visual_head=False)
     with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
@@ -231,6 +379,7 @@ def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"top_k": 0}, "top_k 0"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
+        ({"jacobi_window": 0}, "jacobi_window is 0; expected at least 1"),
         ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 pictures"),
     ],
     ids=str,
@@ -251,6 +400,11 @@ def test_an_unknown_mode_is_an_error(make_model):
 
 
 # Sampling
+
+
+def sample_codes(scores, generator=None, **options):
+    """One code for each row of scores `(n, K)`."""
+    return CodeSampler(generator, **options)(scores.unsqueeze(1), 0).squeeze(1)
 
 
 @pytest.fixture
@@ -282,13 +436,6 @@ def test_the_threshold_of_top_p_is_that_of_sorting():
         ordered = probabilities.sort(dim=-1, descending=True).values
         number = (ordered.double().cumsum(-1) < top_p).sum(-1, keepdim=True)
         assert torch.equal(nucleus_threshold(probabilities, top_p), ordered.gather(-1, number))
-
-
-def test_few_rows_by_a_matrix_are_the_same_either_way():
-    generator = torch.Generator().manual_seed(0)
-    layer, rows = torch.nn.Linear(24, 40), torch.randn(2, 3, 24, generator=generator)
-    with torch.no_grad(), ThinProducts():
-        torch.testing.assert_close(layer(rows), rows @ layer.weight.T + layer.bias, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 10_000}, {"top_p": 0.999_999}, {"temperature": 5.0}], ids=str)
