@@ -4,7 +4,11 @@ Both have random weights, guidance, greedy choice and the same number of codes; 
 Qwen2.5-1.5B, without its vocabulary) is one module that both hold. The bound is what memory allows: the weights are
 read once a step, at the rate at which this machine multiplies a large matrix by a vector.
 
+With --drawing-model, the speed of a trained model follows, for windows of speculative Jacobi decoding: how often its
+guesses are right depends on the model and its pictures, and with random weights they hardly are.
+
     python benchmarks/generation.py --codes 24 --turns 3
+    python benchmarks/generation.py --drawing-model ett-gen --windows 1 2 4 8
 """
 
 import argparse
@@ -23,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusVisionConfig,
@@ -31,9 +37,11 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import ett  # noqa: F401 - registers the model
 from modeling_ett import generation_ett
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
+from modeling_ett.thin_products import ThinProducts
 from train import library_versions
 
 CODES, WIDTH, VOCABULARY, PROMPT = 16384, 1536, 1024, 32
@@ -162,6 +170,48 @@ def shares(model: ETTForConditionalGeneration, codes: int) -> dict[str, float]:
     return {name: events[name] / total for name in largest}
 
 
+def describe_ways() -> dict[str, str]:
+    """The way that products of each size took, by `rows x out x in`."""
+    return {
+        f"{key[0]} x {key[1]} x {key[2]}, {str(key[3]).removeprefix('torch.')}": way.__name__
+        for key, way in sorted(ThinProducts.fastest.items(), key=str)
+    }
+
+
+def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: int) -> list[dict[str, float]]:
+    """Sampled pictures of a trained model, one after the other: codes a second, and codes a forward pass."""
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(text="a red circle and a blue square", generation_mode="image")
+    passes = []
+    model.model.language_model.register_forward_hook(lambda *_: passes.append(1))
+
+    def draw(window: int) -> list[torch.Tensor]:
+        return [
+            model.generate(
+                **inputs,
+                generation_mode="image",
+                jacobi_window=window,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for seed in range(num_pictures)
+        ]
+
+    rows = {window: {"window": window, "seconds": []} for window in windows}
+    expected = torch.stack(draw(1))
+    for _ in range(turns):
+        for window, row in rows.items():
+            passes.clear()
+            start = time.perf_counter()
+            drawn = torch.stack(draw(window))
+            row["seconds"].append(time.perf_counter() - start)
+            row["codes_per_pass"] = drawn.numel() / len(passes)
+            row["same_pictures"] = torch.equal(drawn, expected)
+    for row in rows.values():
+        row["codes_per_second"] = expected.numel() / statistics.median(row.pop("seconds"))
+    return list(rows.values())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -170,11 +220,14 @@ def main():
     parser.add_argument("--turns", type=int, default=3, help="turns of both")
     parser.add_argument("--layers", type=int, default=28, help="layers of the language model")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="pictures at once")
+    parser.add_argument("--drawing-model", help="folder of a trained model, to measure Jacobi decoding")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 2, 4, 8], help="windows of Jacobi decoding")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures that the trained model draws")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "generation.json", help="JSON file"
     )
     options = parser.parse_args()
-    if min(options.codes, options.turns, options.layers, *options.batch_sizes) < 1:
+    if min(options.codes, options.turns, options.layers, options.pictures, *options.batch_sizes, *options.windows) < 1:
         parser.error("all numbers must be at least 1")
     ours, janus = build_models(options.layers)
     results: dict[str, Any] = {"rows": []}
@@ -184,6 +237,8 @@ def main():
         ours.to(dtype), janus.to(dtype)
         bound = bandwidth(dtype) / step_bytes(ours)
         for batch_size in options.batch_sizes:
+            for draw, model in ((draw_ours, ours), (draw_janus, janus)):
+                draw(model, batch_size, 4)
             pairs = [
                 (rate(draw_ours, ours, batch_size, options.codes), rate(draw_janus, janus, batch_size, options.codes))
                 for _ in range(options.turns)
@@ -209,6 +264,17 @@ def main():
             with mock.patch.object(generation_ett, "ThinProducts", nullcontext):
                 results["same_codes"] = torch.equal(draw_ours(ours, 1, options.codes), drawn)
             print(f"  same codes with x W^T in place of W x^T: {results['same_codes']}", flush=True)
+    results["ways"] = describe_ways()
+    for size, way in results["ways"].items():
+        print(f"  {size}: {way}")
+    if options.drawing_model:
+        results["windows"] = measure_windows(options.drawing_model, options.windows, options.pictures, options.turns)
+        print(f"{'window':<11}{'codes a second':>17}{'codes a pass':>14}{'same pictures':>15}")
+        for row in results["windows"]:
+            print(
+                f"{row['window']:<11}{row['codes_per_second']:>17.1f}{row['codes_per_pass']:>14.2f}"
+                f"{row['same_pictures']!s:>15}"
+            )
     results |= {**vars(options), "output": str(options.output), "versions": library_versions()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n")

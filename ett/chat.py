@@ -198,7 +198,7 @@ def chat(model: str, drawing_model: str, output_dir: Path, max_new_tokens: int, 
     """
     if not output_dir.is_dir():
         raise ValueError(f"There is no folder {output_dir} to write drawings into.")
-    loaded, processor = load_ett(model)
+    loaded, processor = load_ett(model, answers=True)
     try:
         import readline  # noqa: F401 - lines can be edited, and former ones brought back
     except ImportError:

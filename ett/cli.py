@@ -13,7 +13,7 @@ from .rooms import room
 evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True)
 app.add_typer(evaluate, name="evaluate")
 
-Image = Annotated[str, typer.Argument(help="Image file.", show_default=False)]
+Image = Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)]
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
@@ -56,6 +56,17 @@ def chat(
 ):
     """Talk with a model about pictures, and have it draw, in the terminal."""
     room("ett.chat").chat(model, drawing_model, output_dir, max_new_tokens, seed)
+
+
+@command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of an ETT model.")] = "ett-chat",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "auto",
+):
+    """Answer requests as OpenAI's API has them, with the server of transformers."""
+    room("ett.inference").serve(model, host, port, device)
 
 
 @command()

@@ -1,6 +1,7 @@
 """Loading a model from a folder or the Hub, and the four things that the command line does with one."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+RECORD_NAME = "training.json"
+"""In which training records of what kind a model is."""
+
 TILED_ABOVE = 1024
 """Pixels along a side above which pictures are reconstructed in tiles."""
 
@@ -53,7 +57,7 @@ def _fetch_config(model: str) -> Path:
     except (OSError, ValueError, HTTPError) as error:
         raise ModelError(
             f"There is no folder {model} here, and no model of that name could be had from the Hugging Face Hub; "
-            "train one with `ett demo`, or name another with --model."
+            "train one with `ett demo`, or name another."
         ) from error
 
 
@@ -68,24 +72,31 @@ def _load(loader: Any, model: str) -> Any:
         ) from error
 
 
-def load_ett(model: str, draws: bool = False) -> tuple[Any, Any]:
+def load_ett(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
     """Loads an ETT model, on the GPU where there is one, and its processor.
 
     Args:
         model: Folder or Hub repository.
         draws: Whether it has to have a visual head.
+        answers: Whether it has to have learned to answer, and not to draw, last.
 
     Returns:
         The `ETTForConditionalGeneration`, in evaluation mode, and the `ETTProcessor`.
 
     Raises:
-        ModelError: It is another kind of model, it cannot draw and has to, or its files are damaged.
+        ModelError: It is another kind of model, it cannot do what it has to, or its files are damaged.
     """
+    processor = _load_processor(model, draws, answers)[1]
+    return _load_weights(model), processor
+
+
+def _load_processor(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
+    """All of [`load_ett`] that is quick: the `ETTConfig` and the `ETTProcessor`."""
     kind = model_kind(model)
     if kind == "IBQModel":
         raise ModelError(
             f"{model} is an IBQ tokenizer: it has no language model and only reconstructs pictures (ett reconstruct); "
-            f"name an ETT model such as {'ett-gen' if draws else 'ett-chat'} with --model."
+            f"name an ETT model such as {'ett-gen' if draws else 'ett-chat'} instead."
         )
     if kind != "ett":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an ETT model (model_type 'ett').")
@@ -93,11 +104,31 @@ def load_ett(model: str, draws: bool = False) -> tuple[Any, Any]:
     if draws and not config.visual_head:
         raise ModelError(
             f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
-            "ett-gen with --model."
+            "ett-gen instead."
         )
-    processor = _load(room("processing_ett").ETTProcessor, model)
-    loaded = _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model)
-    return loaded.to(_device()).eval(), processor
+    if answers and _training_record(model).get("kind") == "gen":
+        raise ModelError(
+            f"{model} was trained to draw and not to answer (its {RECORD_NAME} says kind gen); name a chat model such "
+            "as ett-chat instead."
+        )
+    return config, _load(room("processing_ett").ETTProcessor, model)
+
+
+def _load_weights(model: str) -> Any:
+    return _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model).to(_device()).eval()
+
+
+def _training_record(model: str) -> dict[str, Any]:
+    """What training recorded of a model in a folder or a Hub repository; nothing where it was not trained here."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        path = Path(model, RECORD_NAME) if Path(model).is_dir() else Path(hf_hub_download(model, RECORD_NAME))
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, HTTPError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def load_tokenizer(model: str) -> tuple[Any, Any]:
@@ -134,6 +165,19 @@ def ask(image: str, question: str, model: str, max_new_tokens: int = 64) -> str:
     return _answer(picture, question, model, max_new_tokens)
 
 
+def serve(model: str, host: str, port: int, device: str):
+    """Answers requests over HTTP, as `transformers serve` does, until it is interrupted.
+
+    Raises:
+        ModelError: There is no such model, it is of another kind, or it was trained to draw.
+        ImportError: The packages of `transformers[serving]` are missing.
+    """
+    _load_processor(model, answers=True)
+    from transformers.cli.serve import Serve
+
+    Serve(model, host=host, port=port, device=device)
+
+
 def draw(
     prompt: str,
     model: str,
@@ -147,9 +191,10 @@ def draw(
     """Draws `count` pictures; picture i depends on `seed + i` alone, however many are drawn with it."""
     import torch
 
-    if not prompt.strip():
-        raise ValueError("The prompt is empty; say what to draw.")
-    loaded, processor = load_ett(model, draws=True)
+    config, processor = _load_processor(model, draws=True)
+    num_codes = math.prod(processor.code_grid((config.image_size, config.image_size)))
+    config.check_context(processor.prepare_drawing(prompt)["input_ids"].shape[1], num_codes)
+    loaded = _load_weights(model)
     pipe = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(loaded, processor)
     pipe.set_progress_bar_config(disable=None, leave=False)
     return pipe(
@@ -240,13 +285,13 @@ def save_image(picture: "Image.Image", path: Path):
 
 
 def _answer(picture: "Image.Image", question: str | None, model: str, max_new_tokens: int) -> str:
-    loaded, processor = load_ett(model)
-    text = None
-    if question is not None:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=picture, text=text).to(loaded.device)
-    tokens = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    config, processor = _load_processor(model, answers=True)
+    inputs = processor.apply_chat_template(
+        processor.chat_about(picture, question), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    config.check_context(inputs["input_ids"].shape[1])
+    loaded = _load_weights(model)
+    tokens = loaded.generate(**inputs.to(loaded.device), max_new_tokens=max_new_tokens, do_sample=False)
     return processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])[0].strip()
 
 

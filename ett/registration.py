@@ -69,7 +69,7 @@ def _add_names(tables: ModuleType):
 
 
 def __getattr__(name: str):
-    if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor"):
+    if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor", "ETTForConditionalGeneration"):
         register()
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -83,7 +83,10 @@ def register():
     models = room(_MODEL)
     processing = room("processing_ett")
     globals().update(
-        ETTConfig=config, ETTProcessor=processing.ETTProcessor, ETTImageProcessor=processing.ETTImageProcessor
+        ETTConfig=config,
+        ETTProcessor=processing.ETTProcessor,
+        ETTImageProcessor=processing.ETTImageProcessor,
+        ETTForConditionalGeneration=models.ETTForConditionalGeneration,
     )
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     transformers.AutoModel.register(config, models.ETTModel, exist_ok=True)

@@ -38,6 +38,11 @@ _PIPELINES = {
         "pt": ["AutoModelForImageTextToText"],
         "type": "multimodal",
     },
+    "image-text-to-text": {
+        "impl": "pipeline_ett.ETTImageTextToTextPipeline",
+        "pt": ["AutoModelForImageTextToText"],
+        "type": "multimodal",
+    },
     "any-to-any": {
         "impl": "pipeline_ett.ETTAnyToAnyPipeline",
         "pt": ["AutoModelForMultimodalLM"],

@@ -5,7 +5,11 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto import modeling_auto
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.versions import require_version
+
+require_version("transformers>=5.24", "ETT's models need it; pip install -U transformers")
 
 
 @strict
@@ -48,5 +52,30 @@ class ETTConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
 
+    def check_context(self, prompt_length: int, num_codes: int = 0):
+        """
+        Args:
+            prompt_length (`int`): Tokens of the prompt, those of pictures included.
+            num_codes (`int`): Codes of the picture to draw; without, one token of an answer has to fit.
+
+        Raises:
+            ValueError: The language model's context has no room for the prompt and what is to follow.
+        """
+        context = getattr(self.text_config, "max_position_embeddings", None)
+        if context is None or prompt_length + max(num_codes, 1) <= context:
+            return
+        if num_codes:
+            raise ValueError(
+                f"The prompt has {prompt_length} tokens and the picture {num_codes} codes, together more than the "
+                f"{context} of the language model's context; shorten the prompt or draw a smaller picture."
+            )
+        raise ValueError(
+            f"The prompt has {prompt_length} tokens, pictures included, and the language model's context ends at "
+            f"{context}; shorten it."
+        )
+
+
+# `transformers serve` asks this table, to which `AutoModelForMultimodalLM.register` adds nothing, what it can load.
+modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[ETTConfig.model_type] = "ETTForConditionalGeneration"
 
 __all__ = ["ETTConfig"]

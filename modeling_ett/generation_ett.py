@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from transformers import Cache, CompileConfig, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
@@ -51,14 +52,20 @@ class ImageGenerationMixin:
 
         Returns:
             For text what transformers returns; for pictures codes of shape `(batch_size, height, width)`.
+
+        Raises:
+            ValueError: The mode is unknown, a prompt does not fit the context, or it has placeholders of pictures and
+                no pictures are given.
         """
-        if generation_mode == "text":
-            return super().generate(inputs, **kwargs)
-        if generation_mode != "image":
+        if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
         if inputs is not None:
             kwargs["input_ids"] = inputs
-        return self.generate_image_codes(**kwargs)
+        if generation_mode == "image":
+            return self.generate_image_codes(**kwargs)
+        if kwargs.get("input_ids") is not None and kwargs.get("cache") is None:
+            self._check_prompts(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs)
+        return super().generate(**kwargs)
 
     @torch.no_grad()
     def generate_image_codes(
@@ -144,11 +151,14 @@ class ImageGenerationMixin:
             chosen by.
 
         Raises:
-            ValueError: The model has no visual head, a prompt does not end with the image start token, the size does
-                not fit the tokenizer, or a sampling option is out of range.
+            ValueError: The model has no visual head, a prompt does not end with the image start token or has
+                placeholders without pictures, prompt and picture do not fit the context, the size does not fit the
+                tokenizer, or an option is out of range.
         """
         self.require_visual_head()
         height, width = self._code_grid(image_size)
+        pictures = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
+        self._check_prompts(input_ids, attention_mask, pictures, height * width)
         num_pictures = len(input_ids) * num_images_per_prompt
         self._check_drawing(
             input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
@@ -156,7 +166,7 @@ class ImageGenerationMixin:
         return self._draw(
             height * width,
             width,
-            {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds},
+            pictures,
             input_ids,
             torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             num_images_per_prompt,
@@ -172,7 +182,7 @@ class ImageGenerationMixin:
         pixels = self.model.vision_tokenizer.decode_codes(image_tokens.clamp(min=0)).sample.clamp(-1, 1)
         factor = self.model.vision_tokenizer.spatial_factor
         missing = (image_tokens < 0).repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-        return pixels.masked_fill(missing.unsqueeze(1), 0)
+        return pixels.masked_fill(missing.unsqueeze(1).to(pixels.device), 0)
 
     @torch.no_grad()
     def _draw(
@@ -205,6 +215,11 @@ class ImageGenerationMixin:
                 f"jacobi_window is {jacobi_window}, and this language model's attention forgets what lies beyond a "
                 "window, so that wrong guesses cannot be taken back; leave jacobi_window at 1."
             )
+        if self.config.text_config._attn_implementation == "flex_attention" and self.device.type == "cpu":
+            raise ValueError(
+                "On the CPU flex_attention gives wrong values with a static cache, by which pictures are drawn; load "
+                'the model with attn_implementation="sdpa".'
+            )
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden_states = self.model(
             input_ids=input_ids,
@@ -213,17 +228,17 @@ class ImageGenerationMixin:
             cache=cache,
             use_cache=True,
             **pictures,
-        ).last_hidden_state[rows, -1:]
+        ).last_hidden_state[:, -1:]
+        hidden_states = hidden_states[rows.to(hidden_states.device)]
         cache.reorder_cache(rows)
         attention_mask = F.pad(attention_mask[rows], (0, num_places), value=1)
         position_ids = position_ids[rows, -1:] + torch.arange(1, jacobi_window + 1, device=rows.device)
         step, thin = self._step, ThinProducts() if self.device.type == "cpu" else nullcontext()
         if compile_config is not None:
             step, thin = self._compiled_step(cache, compile_config), nullcontext()
-        codes = input_ids.new_zeros(num_pictures, num_places)
-        drawn = 0
         with thin:
             scores = self._guided_scores(hidden_states, guidance_scale)
+        codes, drawn = torch.zeros(num_pictures, num_places, dtype=torch.long, device=scores.device), 0
         while True:
             scores = scores[:, : num_codes - drawn]
             chosen, right = choose(scores, drawn), 1
@@ -275,7 +290,7 @@ class ImageGenerationMixin:
         return empty + guidance_scale * (conditional - empty)
 
     def _compiled_step(self, cache: Cache, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
-        for layer in cache.layers:
+        for layer in filter(lambda layer: isinstance(layer, StaticLayer), cache.layers):
             # Their addresses have changed since the layers marked them for CUDA graphs.
             torch._dynamo.mark_static_address(layer.keys)
             torch._dynamo.mark_static_address(layer.values)
@@ -288,6 +303,19 @@ class ImageGenerationMixin:
             return self._compiled_drawing_step(*args).clone()
 
         return step
+
+    def _check_prompts(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, given: dict, num_codes: int = 0
+    ):
+        length = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
+        self.config.check_context(length, num_codes)
+        if all(given.get(name) is None for name in ("pixel_values", "image_codes", "image_embeds")):
+            placeholders = int((input_ids == self.config.image_token_id).sum())
+            if placeholders:
+                raise ValueError(
+                    f"The prompt has {placeholders} placeholders of pictures (token {self.config.image_token_id}), "
+                    "and no picture is given; give pixel_values, as ETTProcessor makes them of pictures and text."
+                )
 
     def _check_drawing(
         self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
@@ -309,10 +337,13 @@ class ImageGenerationMixin:
 
     def _code_grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         factor = self.model.vision_tokenizer.spatial_factor
-        height, width = image_size or (self.config.image_size, self.config.image_size)
-        if height % factor or width % factor or min(height, width) <= 0:
-            raise ValueError(f"image_size is {height} x {width} pixels; expected positive multiples of {factor}.")
-        return height // factor, width // factor
+        sides = (self.config.image_size, self.config.image_size) if image_size is None else image_size
+        is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+        if not is_pair or not all(isinstance(side, int) and side > 0 and side % factor == 0 for side in sides):
+            raise ValueError(
+                f"image_size is {sides!r}; expected height and width, positive multiples of {factor} pixels."
+            )
+        return sides[0] // factor, sides[1] // factor
 
 
 __all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin"]

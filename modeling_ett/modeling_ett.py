@@ -88,6 +88,9 @@ class ETTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["vision_tokenizer"]
+    # Quantizers leave these out, by their whole names. Codes would flip, and the projector's inputs have its weights'
+    # type. Loaded in float16, but not in bfloat16, the projector is in float32 for it.
+    _keep_in_fp32_modules = ["model.vision_tokenizer", "vision_tokenizer", "model.projector", "projector"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -100,6 +103,11 @@ class ETTPreTrainedModel(PreTrainedModel):
                 module.reset_parameters()
         else:
             super()._init_weights(module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model, and so of its caches. The vision tokenizer stays in float32, as pixels should."""
+        return self.base_model.language_model.dtype
 
 
 class ETTModel(ETTPreTrainedModel):
@@ -133,13 +141,13 @@ class ETTModel(ETTPreTrainedModel):
         """Pixels `(num_images, 3, H, W)` in `[-1, 1]` to codes and embeddings, with losses if it learns."""
         tokenizer = self.vision_tokenizer
         learns = self.training and any(parameter.requires_grad for parameter in tokenizer.parameters())
-        device_type = pixel_values.device.type
+        device = tokenizer.execution_device
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)),
             # Half precision flips codes; a tokenizer that learns has none to keep.
-            torch.autocast(device_type, enabled=learns and torch.is_autocast_enabled(device_type)),
+            torch.autocast(device.type, enabled=learns and torch.is_autocast_enabled(device.type)),
         ):
-            latents = tokenizer.encode(pixel_values.to(tokenizer.dtype)).latents
+            latents = tokenizer.encode(pixel_values.to(device, tokenizer.dtype)).latents
             return tokenizer.quantize(latents, return_losses=learns)
 
     def embed_codes(self, codes: torch.LongTensor) -> torch.Tensor:
@@ -415,16 +423,41 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         is_first_iteration: bool = False,
         **kwargs,
     ):
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         # Later steps find the pictures in the cache.
         if is_first_iteration or not kwargs.get("use_cache", True):
             model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, image_embeds=image_embeds)
         return model_inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs,
+    ):
+        """As in every model, but with a text all of its pictures are repeated, however many it has."""
+        names = ("pixel_values", "image_codes", "image_embeds")
+        pictures = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
+        if expand_size > 1 and len(pictures) == 1 and model_kwargs.get("inputs_embeds") is None:
+            [(name, values)] = pictures.items()
+            if name == "pixel_values":
+                # Once, not once a copy.
+                name, values = "image_codes", self.model.quantize_pixels(values).codes
+            codes = values.flatten(1) if name == "image_codes" else values
+            numbers = self.model.placeholder_mask(input_ids, codes).sum(dim=1).tolist()
+            repeated = [group for group in codes.flatten(0, 1).split(numbers) for _ in range(expand_size)]
+            pictures = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **pictures}
 
 
 __all__ = [

@@ -142,6 +142,13 @@ class IBQModel(VQModel):
         return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
+    def execution_device(self) -> torch.device:
+        """Where it computes. While weights are offloaded, which accelerate's hooks see to, `device` is another."""
+        devices = (getattr(getattr(module, "_hf_hook", None), "execution_device", None) for module in self.modules())
+        device = next((device for device in devices if device is not None), None)
+        return self.device if device is None else torch.device(device)
+
+    @property
     def tile_latent_min_size(self) -> int:
         """Codes along each side of a tile."""
         return self.tile_sample_min_size // self.spatial_factor
@@ -264,8 +271,9 @@ class IBQModel(VQModel):
     def encode_codes(self, pixels: torch.Tensor) -> torch.LongTensor:
         """Pixels `(batch_size, channels, H, W)` in `[-1, 1]` to codes `(batch_size, height, width)`, in the precision
         of the weights even under autocast and where TF32 is allowed: bfloat16 would change about one code in ten."""
-        with torch.autocast(self.device.type, enabled=False), _full_precision():
-            latents = self.encode(pixels.to(self.device, self.dtype)).latents
+        device = self.execution_device
+        with torch.autocast(device.type, enabled=False), _full_precision():
+            latents = self.encode(pixels.to(device, self.dtype)).latents
             return self.quantize(latents, return_losses=False).codes
 
     def codes_to_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:

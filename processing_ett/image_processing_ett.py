@@ -4,6 +4,9 @@ import base64
 import binascii
 import http.client
 import io
+import numbers
+import time
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable
@@ -21,6 +24,12 @@ from transformers.utils import TensorType
 MAX_IMAGE_PIXELS = 89_478_485
 """Largest picture that is decoded, in pixels; Pillow's own threshold for a likely decompression bomb."""
 
+MAX_URL_BYTES = 3 * MAX_IMAGE_PIXELS
+"""Largest file that is fetched: as long as the largest picture without compression."""
+
+URL_SECONDS = 20
+"""Longest time that a picture's URL may take to answer, and then to send it."""
+
 # Named so that Pillow never hands an untrusted file to an external program (EPS) or to a seldom-read parser.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -34,14 +43,16 @@ def load_image(source: str | Path | bytes | Image.Image, max_image_pixels: int =
     Opens a picture that nobody vouches for, and decodes it whole.
 
     Args:
-        source (`str`, `Path`, `bytes` or `PIL.Image.Image`): A local file, its content, or a picture already opened.
+        source (`str`, `Path`, `bytes` or `PIL.Image.Image`): A local file, its content, or a picture already opened;
+            a `str` may also be a URL, or a data URL.
         max_image_pixels (`int`): Width times height above which the picture is refused, before it is decoded.
 
     Returns:
         `PIL.Image.Image`: Of mode RGB, upright (the EXIF orientation is applied), transparency laid over white.
 
     Raises:
-        ImageError: The file is missing, empty, no picture, of another format, corrupt, truncated or too large.
+        ImageError: The file is missing, empty, no picture, of another format, corrupt, truncated or too large, or a
+            URL does not answer.
     """
     return _opened(source, _decode, max_image_pixels)
 
@@ -65,12 +76,58 @@ def _opened(
         return read(source, "the picture", max_image_pixels)
     if isinstance(source, bytes):
         return _open(io.BytesIO(source), "the picture", read, max_image_pixels)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _open(io.BytesIO(_fetch(source)), f"'{source}'", read, max_image_pixels)
+    if isinstance(source, str) and source.startswith("data:image/"):
+        return _open(io.BytesIO(_decode_data_url(source)), "the picture in a data URL", read, max_image_pixels)
+    if not isinstance(source, (str, Path)):
+        raise ImageError(f"Got a value of type {type(source).__name__}; expected a picture, its path or URL.")
+    path = _checked_path(source)
+    return _open(path, f"'{path}'", read, max_image_pixels)
+
+
+def _checked_path(source: str | Path) -> Path:
+    if not str(source).strip():
+        raise ImageError("The path of the picture is empty; give that of an image file, or a URL.")
     path = Path(source)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # Such as a name that is too long.
+        raise ImageError(f"'{str(path)[:60]}...' cannot be opened as an image ({error.strerror}).") from error
+    if not is_file:
         raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"'{path}' is empty; expected an image file.")
-    return _open(path, f"'{path}'", read, max_image_pixels)
+    return path
+
+
+def _decode_data_url(url: str) -> bytes:
+    try:
+        return base64.b64decode(url.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"The data URL of a picture is not valid base64 ({error}).") from error
+
+
+def _fetch(url: str) -> bytes:
+    """What is at a URL, if it is no more than a picture may have and comes in the time that it may take."""
+    content, end = bytearray(), time.monotonic() + URL_SECONDS
+    try:
+        with urllib.request.urlopen(url, timeout=URL_SECONDS) as response:
+            length = getattr(response, "length", None)
+            while (length is None or len(content) < length) and (piece := response.read1(2**16)):
+                content += piece
+                if max(len(content), length or 0) > MAX_URL_BYTES:
+                    raise OSError(f"it has more than {MAX_URL_BYTES} bytes")
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it takes longer than {URL_SECONDS} seconds")
+            if len(content) < (length or 0):
+                raise http.client.IncompleteRead(content, length - len(content))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        raise ImageError(
+            f"'{url}' cannot be fetched ({reason}); check the address, or give the path of a downloaded picture."
+        ) from error
+    return bytes(content)
 
 
 def _open(
@@ -160,6 +217,26 @@ def _array_to_picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+def height_and_width(size: Any) -> SizeDict:
+    """
+    Args:
+        size (`int`, `(int, int)`, `dict` or `SizeDict`): A side of a square, or a height and a width, in pixels.
+
+    Raises:
+        ValueError: It is none of these, or no size that a picture can have.
+    """
+    given = dict(size) if isinstance(size, SizeDict) else size
+    sides = [given, given] if isinstance(given, numbers.Integral) else given
+    if isinstance(given, dict):
+        sides = [given["height"], given["width"]] if given.keys() == {"height", "width"} else None
+    is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+    if not is_pair or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
+        raise ValueError(f"size is {given!r}; expected a 'height' and a 'width', both in whole pixels and at least 1.")
+    if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
+        raise ValueError(f"size is {given!r}; expected at most {MAX_IMAGE_PIXELS} pixels in all.")
+    return SizeDict(height=int(sides[0]), width=int(sides[1]))
+
+
 class ETTImageProcessorKwargs(TypedDict, total=False):
     """What can be set; the rest of transformers' options would only take the pixels out of `[-1, 1]` or of `size`."""
 
@@ -186,6 +263,7 @@ class ETTImageProcessor(PilBackend):
 
     Raises:
         ImageError: A picture cannot be read, is empty or too large, or an array is not in 0..255 or 0..1.
+        ValueError: `size` is no height and width.
     """
 
     valid_kwargs = ETTImageProcessorKwargs
@@ -194,29 +272,21 @@ class ETTImageProcessor(PilBackend):
     max_image_pixels = MAX_IMAGE_PIXELS
     rescale_factor = None
 
-    def _standardize_kwargs(self, **kwargs) -> dict:
-        return super()._standardize_kwargs(**{**kwargs, "default_to_square": True})
+    def _standardize_kwargs(self, size, **kwargs) -> dict:
+        return super()._standardize_kwargs(**kwargs, size=height_and_width(size))
+
+    def preprocess(self, images, *args, size=None, **kwargs) -> BatchFeature:
+        # Before transformers sees it, whose error is of many lines.
+        size = dict(height_and_width(self.size if size is None else size))
+        return super().preprocess(images, *args, size=size, **kwargs)
 
     def fetch_images(self, images):
         """Opens what is given as a path, URL or base64 data; pictures, arrays and tensors pass through."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str) and images.startswith(("http://", "https://")):
-            try:
-                with urllib.request.urlopen(images, timeout=30) as response:
-                    content = response.read()
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                raise ImageError(f"'{images}' cannot be fetched ({error}).") from error
-            return _open(io.BytesIO(content), f"'{images}'", _decode, self.max_image_pixels)
-        if isinstance(images, str) and images.startswith("data:image/"):
-            try:
-                content = base64.b64decode(images.partition(",")[2], validate=True)
-            except binascii.Error as error:
-                raise ImageError(f"The data URL of a picture is not valid base64 ({error}).") from error
-            return _open(io.BytesIO(content), "the picture in a data URL", _decode, self.max_image_pixels)
-        if isinstance(images, (str, Path)):
-            return load_image(images, self.max_image_pixels)
-        return super().fetch_images(images)
+        if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+            return images
+        return load_image(images, self.max_image_pixels)
 
     def process_image(self, image, max_image_pixels: int = MAX_IMAGE_PIXELS, **kwargs) -> Image.Image:
         if isinstance(image, torch.Tensor):
@@ -228,8 +298,6 @@ class ETTImageProcessor(PilBackend):
     def _preprocess(
         self, images: list[Image.Image], size: SizeDict, resample: int, return_tensors: str | None = None, **kwargs
     ) -> BatchFeature:
-        if not (size.height and size.width):
-            raise ValueError(f"size is {dict(size)}; expected a 'height' and a 'width', both at least 1 pixel.")
         fitted = [ImageOps.fit(image, (size.width, size.height), resample) for image in images]
         pixels = [np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in fitted]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
@@ -251,4 +319,12 @@ class ETTImageProcessor(PilBackend):
         return [Image.fromarray(picture.numpy()) for picture in levels.permute(0, 2, 3, 1).contiguous()]
 
 
-__all__ = ["FORMATS", "MAX_IMAGE_PIXELS", "ETTImageProcessor", "ImageError", "load_image", "read_image_size"]
+__all__ = [
+    "FORMATS",
+    "MAX_IMAGE_PIXELS",
+    "ETTImageProcessor",
+    "ImageError",
+    "height_and_width",
+    "load_image",
+    "read_image_size",
+]

@@ -1,6 +1,8 @@
 """Pipelines of transformers: `pipeline("image-to-text", model=...)("photo.png")`, a caption or an answer, and
 `pipeline("any-to-any", model=...)("a red circle", generation_mode="image")`, a drawing."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +20,60 @@ TEXT_OPTIONS = ("generation_config", "max_new_tokens", "stop_strings", "tokenize
 """Options of `generate` that the any-to-any pipeline adds, and that say nothing about a drawing."""
 
 
-class ETTImageToTextPipeline(ImageTextToTextPipeline):
+class _CheckedInputs:
+    """What the pipelines have in common: of an ETT model's input they say what is wrong before the model works."""
+
+    @property
+    def dtype(self):
+        # The inputs are cast to this. Pixels rounded to a language model's half precision would give other codes.
+        return torch.float32 if _is_ett(self.model) else super().dtype
+
+    def __call__(self, *args, **kwargs):
+        if _is_ett(self.model) and any(map(_has_empty_list, (*args, kwargs.get("text")))):
+            raise ValueError("An empty list was given; fill it with pictures, texts or a chat's messages.")
+        return super().__call__(*args, **kwargs)
+
+    def preprocess(self, inputs=None, **kwargs):
+        messages = getattr(inputs, "messages", None)
+        if _is_ett(self.model) and messages and _is_blank(messages[-1]["content"]):
+            raise ValueError("The last message of the chat is empty; say something in it, or show a picture.")
+        return super().preprocess(inputs, **kwargs)
+
+
+class ETTImageTextToTextPipeline(_CheckedInputs, ImageTextToTextPipeline):
+    """
+    The image-text-to-text pipeline, in which an ETT model's pictures are opened as everywhere else in ETT: with limits
+    of their size and of the time that a URL takes, in every mode of colour, over white.
+
+        pipe = pipeline("image-text-to-text", model="ett-chat")
+        pipe(text=chat, return_full_text=False)              # [{"input_text": ..., "generated_text": "red"}]
+        pipe("photo.png", "<image> a photo of")              # goes on with the text
+
+    With any other model it is an `ImageTextToTextPipeline`.
+    """
+
+    def __call__(self, images=None, text=None, **kwargs):
+        if _is_ett(self.model) and text is None and (_is_picture(images) or _is_list_of_pictures(images)):
+            raise ValueError(
+                'Pictures were given without a text; give one, or use pipeline("image-to-text"), which describes them.'
+            )
+        return super().__call__(images, text, **kwargs)
+
+    def preprocess(self, inputs=None, timeout=None, continue_final_message=None, processor_kwargs=None, **kwargs):
+        if _is_ett(self.model) and isinstance(inputs, dict):
+            options = kwargs if processor_kwargs is None else processor_kwargs
+            text = inputs.get("text") or []
+            return self.processor(images=inputs.get("images"), text=text, **options) | {"text": text}
+        return super().preprocess(
+            inputs,
+            timeout=timeout,
+            continue_final_message=continue_final_message,
+            processor_kwargs=processor_kwargs,
+            **kwargs,
+        )
+
+
+class ETTImageToTextPipeline(ETTImageTextToTextPipeline):
     """
     The image-text-to-text pipeline, in which an ETT model also takes a picture without text.
 
@@ -28,19 +83,14 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
         pipe(["one.png", "two.png"], batch_size=2)           # one such list for each picture
         for answers in pipe(KeyDataset(photos, "image")):    # or any other iterable of pictures, read as it goes
 
-    Generators and data sets hold pictures. Whatever else it is called with, chats included, and with any other model,
-    it is an `ImageTextToTextPipeline`.
+    Generators and data sets hold pictures. Called with chats, and with any other model, it is an
+    `ImageTextToTextPipeline`.
     """
-
-    @property
-    def dtype(self):
-        # The inputs are cast to this. Pixels rounded to a language model's half precision would give other codes.
-        return torch.float32 if _is_ett(self.model) else super().dtype
 
     def __call__(self, images=None, text=None, prompt=None, **kwargs):
         """
         Args:
-            images (`str`, `PIL.Image.Image`, or an iterable of them): Paths, URLs or pictures.
+            images (`str`, `Path`, `PIL.Image.Image`, array, tensor, or an iterable of them): Paths, URLs or pictures.
             text (`str`, or a list with one for each picture, *optional*): A question or an instruction; by default the
                 processor's `caption_prompt`. `prompt` is its name in the image-to-text pipeline of transformers 4.
             kwargs: As of `ImageTextToTextPipeline`, for instance `max_new_tokens`.
@@ -51,12 +101,15 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
 
         Raises:
             ImageError: A picture cannot be used.
-            TypeError: An iterable holds something else than pictures, for instance the rows of a data set.
-            ValueError: `images` and `text` are lists of different lengths.
+            TypeError: Something else than pictures is given, for instance the rows of a data set.
+            ValueError: There is no picture, `images` and `text` are lists of different lengths, or a question is
+                empty or longer than the language model's context.
         """
         text = prompt if text is None else text
-        if not _is_ett(self.model) or not (_is_picture(images) or _is_list_of_pictures(images) or _is_stream(images)):
+        if not _is_ett(self.model) or _is_chat(images) or _is_chat(text):
             return super().__call__(images, text, **kwargs)
+        if images is None or _has_empty_list(images):
+            raise ValueError("There is no picture; image-to-text needs one, as a path, URL or opened picture.")
         kwargs = {"return_full_text": False, **kwargs}
         if _is_stream(images):
             if isinstance(text, (list, tuple)):
@@ -73,11 +126,10 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
     def _chat(self, picture, question: str | None) -> list[dict]:
         if not _is_picture(picture):
             raise TypeError(
-                f"Got a {type(picture).__name__} where a picture, its path or URL was expected; of a data set give "
+                f"Got a value of type {type(picture).__name__}; expected a picture, its path or URL, or of a data set "
                 'the column of its pictures, such as KeyDataset(dataset, "image").'
             )
-        question = question or self.processor.caption_prompt
-        return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+        return self.processor.chat_about(picture, question)
 
     def postprocess(self, model_outputs, **kwargs):
         records = super().postprocess(model_outputs, **kwargs)
@@ -88,7 +140,7 @@ class ETTImageToTextPipeline(ImageTextToTextPipeline):
         return records
 
 
-class ETTAnyToAnyPipeline(AnyToAnyPipeline):
+class ETTAnyToAnyPipeline(_CheckedInputs, AnyToAnyPipeline):
     """
     The any-to-any pipeline, in which ETT models draw, too.
 
@@ -135,16 +187,32 @@ def _is_ett(model: PreTrainedModel) -> bool:
 
 
 def _is_picture(value) -> bool:
-    return isinstance(value, (str, Image.Image, np.ndarray, torch.Tensor))
+    return isinstance(value, (str, bytes, Path, Image.Image, np.ndarray, torch.Tensor))
 
 
 def _is_list_of_pictures(value) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(_is_picture, value))
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_picture, value))
 
 
 def _is_stream(value) -> bool:
     """Whether `value` is a generator, a data set or another iterable that is no list."""
-    return value is not None and not (_is_picture(value) or isinstance(value, (list, tuple, dict)))
+    is_iterable = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return is_iterable and not (_is_picture(value) or isinstance(value, (list, tuple, dict)))
+
+
+def _is_chat(value) -> bool:
+    """Whether `value` holds messages, or texts and pictures in a dict."""
+    return isinstance(value, dict) or (isinstance(value, (list, tuple)) and any(map(_is_chat, value)))
+
+
+def _has_empty_list(value) -> bool:
+    return isinstance(value, (list, tuple)) and (not value or any(map(_has_empty_list, value)))
+
+
+def _is_blank(content) -> bool:
+    """Whether the content of a message is no picture, and no text but white space."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return all(part["type"] == "text" and not (part["text"] or "").strip() for part in parts)
 
 
 def _texts(answers: list[dict]) -> list[dict]:
@@ -153,8 +221,8 @@ def _texts(answers: list[dict]) -> list[dict]:
 
 def register_pipelines() -> None:
     """
-    Makes `pipeline("image-to-text", ...)` an [`ETTImageToTextPipeline`] and `pipeline("any-to-any", ...)` an
-    [`ETTAnyToAnyPipeline`], for every model.
+    Makes `pipeline("image-to-text", ...)` an [`ETTImageToTextPipeline`], `pipeline("image-text-to-text", ...)` an
+    [`ETTImageTextToTextPipeline`] and `pipeline("any-to-any", ...)` an [`ETTAnyToAnyPipeline`], for every model.
 
     transformers 5 turns the name of this removed task into "image-text-to-text" before it looks at what is registered;
     here a registered task comes first. With a model that is not ETT the results are the same as before.
@@ -164,10 +232,11 @@ def register_pipelines() -> None:
     PIPELINE_REGISTRY.register_pipeline(
         TASK, ETTImageToTextPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
     )
-    # Entered by hand: `register_pipeline` would warn that the task exists.
+    # Entered by hand: `register_pipeline` would warn that the tasks exist.
+    PIPELINE_REGISTRY.supported_tasks["image-text-to-text"]["impl"] = ETTImageTextToTextPipeline
     PIPELINE_REGISTRY.supported_tasks["any-to-any"]["impl"] = ETTAnyToAnyPipeline
     redirect = pipelines._resolve_deprecated_task
     pipelines._resolve_deprecated_task = lambda task: task if task == TASK else redirect(task)
 
 
-__all__ = ["ETTAnyToAnyPipeline", "ETTImageToTextPipeline", "register_pipelines"]
+__all__ = ["ETTAnyToAnyPipeline", "ETTImageTextToTextPipeline", "ETTImageToTextPipeline", "register_pipelines"]

@@ -1,6 +1,8 @@
 """One call from pictures and text to what the model takes, and back from what it gives."""
 
 import copy
+import math
+import numbers
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
 from .chat_template_ett import build_chat_template
-from .image_processing_ett import ETTImageProcessor
+from .image_processing_ett import ETTImageProcessor, height_and_width
 from .word_tokenizer import unknown_words
 
 IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
@@ -97,9 +99,8 @@ class ETTProcessor(ProcessorMixin):
         if not isinstance(vision_tokenizer, int):
             kwargs |= {"vision_tokenizer": vision_tokenizer}
             vision_tokenizer = vision_tokenizer.spatial_factor
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return cls(
-            ETTImageProcessor(size={"height": height, "width": width}),
+            ETTImageProcessor(size=image_size),
             tokenizer,
             spatial_factor=vision_tokenizer,
             image_token=tokens[0],
@@ -158,20 +159,33 @@ class ETTProcessor(ProcessorMixin):
 
         Raises:
             ImageError: A picture cannot be used.
-            ValueError: Pictures and placeholders differ in number; a word is beyond a word-level vocabulary; codes are
-                asked for without a vision tokenizer, or with one that is not in fp32 or of another spatial factor;
-                `generation_mode` is unknown.
+            ValueError: A text is empty; pictures and placeholders differ in number; a word is beyond a word-level
+                vocabulary; a size does not divide into codes; codes are asked for without a vision tokenizer, or with
+                one that is not in fp32 or of another spatial factor; `generation_mode` is unknown.
         """
         if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
         if return_codes or return_embeddings:
             self._check_vision_tokenizer()
+        images_kwargs = {"return_tensors": return_tensors, **(images_kwargs or {})}
+        size = kwargs.pop("size", images_kwargs.pop("size", None))
+        if size is not None:
+            # Before transformers sees it, whose error is of many lines.
+            images_kwargs["size"] = dict(height_and_width(size))
+            self.image_placeholder(**images_kwargs["size"])
         if images is not None and not any(_groups(images)):
             images = None
         if images is not None and text is None:
-            text = [self._caption_text(len(group)) for group in _groups(images)]
+            groups = _groups(images)
+            if not all(groups):
+                raise ValueError(
+                    f"List {list(map(len, groups)).index(0)} of pictures is empty, and there is no text; give it "
+                    "a picture, or give texts."
+                )
+            text = [self._caption_text(len(group)) for group in groups]
         elif text is not None:
-            text = [text] if isinstance(text, str) else list(text)
+            text = list(text) if isinstance(text, (list, tuple)) else [text]
+            self.check_prompts(text, generation_mode)
             self._check_placeholders(images, text)
         if text is not None:
             self.check_vocabulary("\n".join(text))
@@ -181,7 +195,7 @@ class ETTProcessor(ProcessorMixin):
             images=images,
             text=text,
             text_kwargs={"padding": padding, "return_tensors": return_tensors, **(text_kwargs or {})},
-            images_kwargs={"return_tensors": return_tensors, **(images_kwargs or {})},
+            images_kwargs=images_kwargs,
             **kwargs,
         )
         if "pixel_values" in features and (return_codes or return_embeddings):
@@ -199,9 +213,40 @@ class ETTProcessor(ProcessorMixin):
         the model draws, and is padded on the left.
 
         Raises:
-            ValueError: A word is beyond a word-level vocabulary.
+            ValueError: A prompt is empty, or a word is beyond a word-level vocabulary.
         """
         return self(text=prompts, generation_mode="image", **kwargs)
+
+    def chat_about(self, picture, question: str | None = None) -> list[dict]:
+        """
+        A chat of one turn for `apply_chat_template`, which shows a picture and asks something of it.
+
+        Args:
+            picture: As in a call of the processor.
+            question (`str`, *optional*): By default `caption_prompt`. The picture stands where it has `image_token`,
+                or else before it.
+
+        Raises:
+            ValueError: The question is empty.
+        """
+        question = self.caption_prompt if question is None else question
+        self.check_prompts([question])
+        before, _, after = question.rpartition(self.image_token)
+        content = [
+            {"type": "text", "text": before},
+            {"type": "image", "image": picture},
+            {"type": "text", "text": after},
+        ]
+        return [{"role": "user", "content": content}]
+
+    def check_prompts(self, prompts: list[str], generation_mode: str = "text"):
+        """Raises `ValueError` where one is empty or no text, or there is none."""
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(f"A prompt is of type {type(prompt).__name__}; expected a text, or a list of texts.")
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            what = "say what to draw" if generation_mode == "image" else "ask or say something"
+            raise ValueError(f"The prompt is empty; {what}.")
 
     def check_vocabulary(self, text: str):
         """Raises `ValueError`, naming them, where `text` has words that a word-level tokenizer does not know."""
@@ -220,16 +265,29 @@ class ETTProcessor(ProcessorMixin):
         processor's): start token, one placeholder for each code, end token.
 
         Raises:
-            ValueError: A side is no multiple of `spatial_factor`.
+            ValueError: As of [`~ETTProcessor.code_grid`].
         """
-        height, width = height or self.image_processor.size["height"], width or self.image_processor.size["width"]
-        if height % self.spatial_factor or width % self.spatial_factor:
-            raise ValueError(
-                f"Pictures of {height} x {width} pixels (height x width) do not divide into codes of "
-                f"{self.spatial_factor} pixels a side; choose a size that is a multiple of it."
-            )
-        num_codes = (height // self.spatial_factor) * (width // self.spatial_factor)
+        height = self.image_processor.size["height"] if height is None else height
+        width = self.image_processor.size["width"] if width is None else width
+        num_codes = math.prod(self.code_grid((height, width)))
         return self.image_start_token + self.image_token * num_codes + self.image_end_token
+
+    def code_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """
+        Rows and columns of codes of a picture of a height and width in pixels.
+
+        Raises:
+            ValueError: It is no height and width, or a side is no positive multiple of `spatial_factor`.
+        """
+        factor = self.spatial_factor
+        if not isinstance(image_size, (list, tuple)) or len(image_size) != 2:
+            raise ValueError(f"A picture's size is {image_size!r}; expected its height and width in pixels.")
+        if not all(isinstance(side, numbers.Integral) and side > 0 and side % factor == 0 for side in image_size):
+            raise ValueError(
+                f"Pictures of {image_size[0]!r} x {image_size[1]!r} pixels (height x width) do not divide into codes "
+                f"of {factor} pixels a side; choose positive, whole multiples of it."
+            )
+        return image_size[0] // factor, image_size[1] // factor
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_placeholder(*image_inputs["pixel_values"][image_idx].shape[-2:])

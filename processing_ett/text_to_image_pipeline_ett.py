@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, CompileConfig, PreTrainedModel, ProcessorMixin
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 HUB_OPTIONS = (
@@ -92,6 +92,8 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        jacobi_window: int = 1,
+        compile_config: CompileConfig | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["ETTTextToImagePipeline", int, int, dict], object] | None = None,
@@ -109,6 +111,7 @@ class ETTTextToImagePipeline(DiffusionPipeline):
             temperature, top_k, top_p: Sampling, as in `generate`.
             generator (`torch.Generator` or a list of one a picture, *optional*): Source of randomness. With a list, a
                 picture does not depend on those it is drawn with.
+            jacobi_window, compile_config: The same pictures, sooner; as in `generate`.
             output_type (`"pil"`, `"np"`, `"pt"` or `"latent"`): Pictures; arrays `(num_pictures, H, W, 3)` or tensors
                 `(num_pictures, 3, H, W)` in `[0, 1]`; or codes `(num_pictures, h, w)`.
             return_dict (`bool`): Return an `ImagePipelineOutput`, or else a tuple of one.
@@ -125,20 +128,19 @@ class ETTTextToImagePipeline(DiffusionPipeline):
                 size does not fit the tokenizer; an option is out of range; pictures or generators are of a wrong
                 number. Nothing was drawn then.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
-            raise ValueError("The prompt is empty; say what to draw.")
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        self.processor.check_prompts(prompts, generation_mode="image")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; expected at least 1.")
-        images = None
+        config, images = self.model.config, None
+        image_size = (config.image_size if height is None else height, config.image_size if width is None else width)
+        grid = self.processor.code_grid(image_size)
         if image is not None:
             images = self._pictures_by_prompt([image] if isinstance(prompt, str) else image, len(prompts))
             prompts = [self._with_placeholders(text, len(group)) for text, group in zip(prompts, images, strict=True)]
         inputs = self.processor(text=prompts, images=images, generation_mode="image").to(self._execution_device)
-        config, factor = self.model.config, self.processor.spatial_factor
-        image_size = (config.image_size if height is None else height, config.image_size if width is None else width)
         stream = self.model.stream_image_codes(
             **inputs,
             image_size=image_size,
@@ -148,9 +150,9 @@ class ETTTextToImagePipeline(DiffusionPipeline):
             top_k=top_k,
             top_p=top_p,
             generator=generator,
+            jacobi_window=jacobi_window,
+            compile_config=compile_config,
         )
-        grid = (image_size[0] // factor, image_size[1] // factor)
-        self._check_length(inputs, grid[0] * grid[1])
         if hasattr(self.model, "_hf_hook"):
             # Offloading waits for the model's `forward`, and drawing calls its parts.
             self.model._hf_hook.pre_forward(self.model)
@@ -188,15 +190,6 @@ class ETTTextToImagePipeline(DiffusionPipeline):
     def _with_placeholders(self, prompt: str, num_images: int) -> str:
         token = self.processor.image_token
         return prompt if token in prompt else token * num_images + prompt
-
-    def _check_length(self, inputs: BatchFeature, num_codes: int):
-        length = int(inputs["attention_mask"].sum(dim=1).max())
-        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if context is not None and length + num_codes > context:
-            raise ValueError(
-                f"The prompt has {length} tokens and the picture {num_codes} codes, together more than the "
-                f"{context} of the language model's context; shorten the prompt or draw a smaller picture."
-            )
 
 
 __all__ = ["ETTTextToImagePipeline"]

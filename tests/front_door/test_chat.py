@@ -3,7 +3,7 @@
 import pytest
 
 from ett.chat import Conversation, Terminal
-from ett.inference import load_ett
+from ett.inference import ModelError, load_ett
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +109,19 @@ def test_drawings_go_into_new_files(terminal, tmp_path, capsys):
         ("/draw", "/draw needs a prompt behind it."),
         ("a zebra", "The word 'zebra' is beyond this model's vocabulary"),
         ("/image missing.png", "missing.png"),
+        ("/image http://127.0.0.1:9/scene.png", "'http://127.0.0.1:9/scene.png' cannot be fetched"),
+        ("red <image>", "The text has 1 <image> and there are 0 pictures; give one picture for each."),
     ],
 )
 def test_what_went_wrong_is_one_sentence_and_the_conversation_goes_on(terminal, capsys, line, said):
     lines = terminal(capsys, line, "a red circle").splitlines()
     assert said in lines[0] and len(lines) == 2
+
+
+def test_a_chat_model_asked_to_draw(conversation, models, tmp_path):
+    terminal = Terminal(conversation, str(models / "ett-chat"), tmp_path)
+    with pytest.raises(ModelError, match=r"ett-chat has no visual head, .* name a generation model such as ett-gen"):
+        terminal.carry_out("/draw a red circle")
 
 
 def test_quit_leaves(terminal, conversation, capsys):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ett import cli, cli_training, inference
 from ett.cli import app
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,14 +74,9 @@ def test_caption_is_the_same_as_the_pipelines(run, picture):
 
 def test_different_questions_reach_the_model(run, picture, monkeypatch):
     asked = []
-    original = inference.load_ett
-
-    def spy(*args, **kwargs):
-        model, processor = original(*args, **kwargs)
-        monkeypatch.setattr(model, "generate", lambda input_ids, **kwargs: asked.append(input_ids) or input_ids)
-        return model, processor
-
-    monkeypatch.setattr(inference, "load_ett", spy)
+    monkeypatch.setattr(
+        ETTForConditionalGeneration, "generate", lambda self, input_ids, **kwargs: asked.append(input_ids) or input_ids
+    )
     assert run("ask", picture, "what color is the circle?").exit_code == 0
     assert run("ask", picture, "what is the square?").exit_code == 0
     assert asked[0].tolist() != asked[1].tolist()
@@ -92,6 +88,62 @@ def test_ask_refuses_words_beyond_the_vocabulary(run, picture):
 
 def test_ask_refuses_an_empty_question(run, picture):
     assert_one_sentence(run("ask", picture, " "), "question is empty")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Weights are not loaded: what is wrong has to be said before."""
+    monkeypatch.setattr(inference, "_load_weights", lambda model: pytest.fail("weights were loaded"))
+
+
+def set_context(folder: Path, copy: Path, context: int):
+    """A copy of a model with a shorter context."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = context
+    (copy / "config.json").write_text(json.dumps(config))
+
+
+def test_ask_with_more_pictures_than_there_are(run, no_weights, picture):
+    message = "ett: Text 0 has 2 <image> and 1 pictures; give one picture for each.\n"
+    assert_one_sentence(run("ask", picture, "<image> what is the <image>?"), message)
+
+
+def test_ask_longer_than_the_context(run, no_weights, models, tmp_path, picture):
+    set_context(models / "ett-chat", tmp_path / "short", 40)
+    message = "The prompt has 43 tokens, pictures included, and the language model's context ends at 40; shorten it."
+    assert_one_sentence(run("ask", picture, "red " * 20, "--model", "short"), message)
+
+
+def test_draw_longer_than_the_context(run, no_weights, models, tmp_path):
+    set_context(models / "ett-gen", tmp_path / "short", 40)
+    message = "The prompt has 31 tokens and the picture 16 codes, together more than the 40 of the language model's"
+    assert_one_sentence(run("draw", "red " * 30, "--model", "short"), message)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (" ", "The prompt is empty; say what to draw."),
+        ("a zebra", "The word 'zebra' is beyond this model's vocabulary"),
+        ("<image>", "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+    ],
+)
+def test_draw_refuses_a_prompt_before_the_weights_are_loaded(run, no_weights, prompt, message):
+    assert_one_sentence(run("draw", prompt), message)
+
+
+@pytest.mark.parametrize("arguments", [["caption"], ["ask"], ["reconstruct"]], ids=lambda arguments: arguments[0])
+def test_a_url_that_does_not_answer(run, free_port, arguments):
+    url = f"http://127.0.0.1:{free_port}/scene.png"
+    question = ["what is the circle?"] if arguments == ["ask"] else []
+    assert_one_sentence(run(*arguments, url, *question), f"ett: '{url}' cannot be fetched (", "Connection refused")
+
+
+@pytest.mark.parametrize("arguments", [["caption"], ["ask"], ["reconstruct"]], ids=lambda arguments: arguments[0])
+def test_a_picture_without_a_path(run, arguments):
+    question = ["what is the circle?"] if arguments == ["ask"] else []
+    assert_one_sentence(run(*arguments, "", *question), "ett: The path of the picture is empty; give that of an image")
 
 
 def test_draw_writes_numbered_pictures_and_says_their_seeds(run):
@@ -240,6 +292,7 @@ def test_reconstruct_uses_tiles_above_1024_pixels(run, monkeypatch, side, is_til
     [
         (["--own-size"], "3 x 9 pixels (height x width); at its own size this tokenizer needs at least 4 x 4"),
         (["--height", "10"], "10 x 16 pixels (height x width); this tokenizer needs sides that are multiples of 4"),
+        (["--height", "100000000"], "size is {'height': 100000000, 'width': 16}; expected at most 89478485 pixels"),
         (["--own-size", "--width", "8"], "either a height and width or own_size"),
     ],
 )
@@ -264,8 +317,34 @@ def test_chat_model_asked_to_draw(run):
     assert_one_sentence(run("draw", "a red circle", "--model", "ett-chat"), "ett-chat has no visual head")
 
 
+@pytest.fixture
+def trained_to_draw(models, tmp_path):
+    """A drawing model with the record that training leaves."""
+    shutil.copytree(models / "ett-gen", tmp_path / "trained")
+    (tmp_path / "trained" / "training.json").write_text(json.dumps({"kind": "gen"}))
+    return "trained"
+
+
+@pytest.mark.parametrize("command", ["caption", "ask", "chat"])
+def test_drawing_model_asked_to_answer(run, no_weights, trained_to_draw, picture, command):
+    arguments = {"caption": [picture], "ask": [picture, "what is the circle?"], "chat": []}[command]
+    result = run(command, *arguments, "--model", trained_to_draw)
+    assert_one_sentence(result, "trained was trained to draw and not to answer", "name a chat model such as ett-chat")
+
+
+def test_drawing_model_draws_and_reconstructs_whatever_it_was_trained_for(run, trained_to_draw, picture):
+    assert run("draw", "a red circle", "--model", trained_to_draw).exit_code == 0
+    assert run("reconstruct", picture, "--model", trained_to_draw).exit_code == 0
+
+
+def test_model_whose_training_left_no_readable_record_answers(run, trained_to_draw, picture, tmp_path):
+    (tmp_path / trained_to_draw / "training.json").write_text("[1")
+    assert run("caption", picture, "--model", trained_to_draw).exit_code == 0
+
+
 def test_tokenizer_asked_to_caption(run, picture):
-    assert_one_sentence(run("caption", picture, "--model", "ett-tokenizer"), "IBQ tokenizer", "--model")
+    message = "name an ETT model such as ett-chat instead"
+    assert_one_sentence(run("caption", picture, "--model", "ett-tokenizer"), "IBQ tokenizer", message)
 
 
 def test_model_of_another_kind(run, tmp_path, picture):

@@ -40,6 +40,7 @@ import diffusers, torch, transformers
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import pipeline
+from transformers.cli.serving.model_manager import ModelManager
 
 chat, tokenizer, picture, question = sys.argv[1:]
 torch.use_deterministic_algorithms(True)
@@ -53,6 +54,10 @@ vision = {
 }
 classes = {name: [type(part).__module__, type(part).__name__] for name, part in {**loaded, **vision}.items()}
 text_tokenizer = transformers.AutoTokenizer.from_pretrained(chat)
+server = ModelManager(device="cpu", trust_remote_code=True)
+served = server.load_model_and_processor(chat)
+modality = server.get_model_modality(*served).name
+server.shutdown()
 
 inputs = loaded["Processor"](images=Image.open(picture))
 prompt = loaded["Processor"](text=question, generation_mode="image")
@@ -62,10 +67,12 @@ with torch.no_grad():
         "hidden_states": loaded["Model"](**inputs).last_hidden_state,
         "logits": loaded["ModelForImageTextToText"](**inputs).logits,
         "logits_multimodal": loaded["ModelForMultimodalLM"](**inputs).logits,
+        "logits_served": served[0](**served[1](images=Image.open(picture))).logits,
         "drawing": loaded["ModelForMultimodalLM"].generate(**prompt, generation_mode="image", do_sample=False),
         "pixels": pixels,
     }
     tensors |= {f"codes_{name}": tokenizer.encode_codes(pixels) for name, tokenizer in vision.items()}
+image_text_to_text = pipeline("image-text-to-text", model=chat, trust_remote_code=True)
 any_to_any = pipeline("any-to-any", model=chat, trust_remote_code=True)
 (drawing,) = any_to_any(text=question, generation_mode="image", generate_kwargs={"do_sample": False})
 tensors["any_to_any"] = torch.frombuffer(bytearray(drawing["generated_image"].tobytes()), dtype=torch.uint8)
@@ -74,17 +81,19 @@ text_to_image = diffusers.DiffusionPipeline.from_pretrained(
 )
 latents = {"generator": torch.Generator().manual_seed(3), "output_type": "latent"}
 tensors["text_to_image"] = text_to_image(question, **latents).images
-classes |= {type(pipe).__name__: [type(pipe).__module__, type(pipe).__name__] for pipe in (any_to_any, text_to_image)}
+for pipe in (image_text_to_text, any_to_any, text_to_image):
+    classes[type(pipe).__name__] = [type(pipe).__module__, type(pipe).__name__]
 content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
 chat_options = {"text": [{"role": "user", "content": content}], "max_new_tokens": 6, "return_full_text": False}
 texts = {
     "caption": pipeline("image-to-text", model=chat, trust_remote_code=True)(picture, max_new_tokens=6),
-    "answer": pipeline("image-text-to-text", model=chat, trust_remote_code=True)(**chat_options)[0]["generated_text"],
+    "answer": image_text_to_text(**chat_options)[0]["generated_text"],
     "any_to_any": any_to_any(**chat_options)[0]["generated_text"],
     "ids": text_tokenizer(question).input_ids,
 }
 save_file(tensors, "tensors.safetensors")
-json.dump({"importable": importable, "classes": classes, "texts": texts}, open("report.json", "w"))
+report = {"importable": importable, "classes": classes, "texts": texts, "modality": modality}
+json.dump(report, open("report.json", "w"))
 """
 
 
@@ -198,6 +207,7 @@ def test_nothing_of_ours_could_be_imported(stranger):
         ("alone", "ETTImageProcessor"),
         ("subfolder", "IBQModel"),
         ("folder", "IBQModel"),
+        ("ETTImageTextToTextPipeline", "ETTImageTextToTextPipeline"),
         ("ETTAnyToAnyPipeline", "ETTAnyToAnyPipeline"),
         ("ETTTextToImagePipeline", "ETTTextToImagePipeline"),
     ],
@@ -215,7 +225,12 @@ def test_scores_and_hidden_states_are_the_originals(stranger, original):
         hidden_states = original.model.model(**inputs).last_hidden_state
     assert torch.equal(stranger.tensors["logits"], logits)
     assert torch.equal(stranger.tensors["logits_multimodal"], logits)
+    assert torch.equal(stranger.tensors["logits_served"], logits)
     assert torch.equal(stranger.tensors["hidden_states"], hidden_states)
+
+
+def test_transformers_serve_takes_it_for_a_model_that_sees_pictures(stranger):
+    assert stranger.modality == "MULTIMODAL"
 
 
 def test_it_draws_the_same_picture(stranger, original):

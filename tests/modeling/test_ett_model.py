@@ -289,3 +289,24 @@ def test_the_configuration_keeps_only_what_it_was_given_of_the_tokenizer():
     assert config.vq_config == {"patch_size": 2}
     assert config.text_config.model_type == "qwen2"
     assert ETTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def config_with_context(length):
+    return ETTConfig(text_config={"model_type": "qwen2", "max_position_embeddings": length})
+
+
+def test_a_prompt_fits_the_context_if_a_token_of_the_answer_does():
+    config_with_context(4).check_context(3)
+    message = r"^The prompt has 4 tokens, pictures included, and the language model's context ends at 4; shorten it\.$"
+    with pytest.raises(ValueError, match=message):
+        config_with_context(4).check_context(4)
+
+
+def test_a_drawing_fits_the_context_if_its_last_code_does():
+    config_with_context(8).check_context(2, num_codes=6)
+    with pytest.raises(ValueError, match="The prompt has 2 tokens and the picture 7 codes, together more than the 8"):
+        config_with_context(8).check_context(2, num_codes=7)
+
+
+def test_a_language_model_without_a_limit_has_context_for_everything():
+    ETTConfig(text_config={"model_type": "mamba"}).check_context(1, num_codes=10**9)

@@ -372,8 +372,13 @@ def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": (10, 16)}, "image_size is 10 x 16 pixels; expected positive multiples of 4"),
-        ({"image_size": (0, 16)}, "image_size is 0 x 16 pixels"),
+        (
+            {"image_size": (10, 16)},
+            r"image_size is \(10, 16\); expected height and width, positive multiples of 4 pixels",
+        ),
+        ({"image_size": (0, 16)}, r"image_size is \(0, 16\)"),
+        ({"image_size": 16}, "image_size is 16; expected height and width"),
+        ({"image_size": (16.0, 16)}, r"image_size is \(16.0, 16\)"),
         ({"temperature": 0}, "temperature 0, .*expected temperature > 0"),
         ({"top_p": 0}, "top_p 0"),
         ({"top_p": 1.5}, "top_p 1.5"),
@@ -392,6 +397,32 @@ def test_options_out_of_range_are_an_error(make_model, options, message):
 def test_a_prompt_that_does_not_end_where_pictures_start_is_an_error(make_model):
     with pytest.raises(ValueError, match="must end with the image start token 5"):
         make_model().generate(torch.tensor([[10, IMAGE_START], [IMAGE_START, 10]]), generation_mode="image")
+
+
+def test_attention_that_would_be_wrong_is_an_error(make_model):
+    model = make_model()
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match=r"flex_attention gives wrong values with a static cache, .*sdpa"):
+        model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
+
+
+@pytest.mark.parametrize("mode", ["text", "image"])
+def test_placeholders_without_pictures_are_an_error(make_model, mode):
+    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START]])
+    with pytest.raises(ValueError, match=r"has 16 placeholders of pictures \(token 4\), and no picture is given"):
+        make_model().generate(prompt, generation_mode=mode)
+
+
+def test_a_prompt_that_the_context_has_no_room_for_is_an_error(make_model, make_language_model):
+    model = make_model(make_language_model(max_position_embeddings=24))
+    prompt = torch.tensor([[PAD] * 20 + [10] * 8 + [IMAGE_START]])
+    mask = (prompt > 0).long()
+    with pytest.raises(
+        ValueError, match="The prompt has 9 tokens and the picture 16 codes, together more than the 24"
+    ):
+        model.generate(prompt, attention_mask=mask, generation_mode="image")
+    with pytest.raises(ValueError, match=r"The prompt has 24 tokens, pictures included, .* context ends at 24"):
+        model.generate(torch.full((1, 24), 10))
 
 
 def test_an_unknown_mode_is_an_error(make_model):

@@ -1,8 +1,12 @@
 """Pictures of every mode and from every source become the right pixels; hostile ones are refused in one sentence."""
 
 import base64
+import http.server
 import io
+import re
 import struct
+import threading
+import time
 import warnings
 import zlib
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ImageError, load_image
+from processing_ett import ETTImageProcessor, ImageError, image_processing_ett, load_image
 from processing_ett.image_processing_ett import read_image_size
 
 RED = (255, 0, 0)
@@ -108,9 +112,36 @@ def test_size_may_be_one_number():
     assert ETTImageProcessor(size=32)(Image.new("RGB", (5, 9)))["pixel_values"][0].shape == (3, 32, 32)
 
 
-def test_size_without_height_is_refused(image_processor):
-    with pytest.raises(ValueError, match=r"'shortest_edge': 8.*expected a 'height' and a 'width'"):
-        image_processor(Image.new("RGB", (24, 16)), size={"shortest_edge": 8})
+NO_SIZES = [0, -8, 8.0, "8", (8,), (8, 8, 8), (8, 0), {"height": 8}, {"shortest_edge": 8}, {"height": 8, "width": 8.5}]
+
+
+def no_size(size) -> str:
+    sentence = f"size is {size!r}; expected a 'height' and a 'width', both in whole pixels and at least 1."
+    return f"^{re.escape(sentence)}$"
+
+
+@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+def test_what_is_no_size_makes_no_image_processor(size):
+    with pytest.raises(ValueError, match=no_size(size)):
+        ETTImageProcessor(size=size)
+
+
+@pytest.mark.parametrize("size", NO_SIZES, ids=repr)
+def test_what_is_no_size_is_refused_before_a_picture_is_opened(image_processor, size):
+    with pytest.raises(ValueError, match=no_size(size)):
+        image_processor("gone.png", size=size)
+
+
+@pytest.mark.parametrize("size", [None, *NO_SIZES], ids=repr)
+def test_what_is_no_size_is_refused_where_it_was_set(image_processor, size):
+    image_processor.size = size
+    with pytest.raises(ValueError, match=no_size(size)):
+        image_processor("gone.png")
+
+
+def test_a_size_of_more_pixels_than_a_picture_may_have_is_refused(image_processor):
+    with pytest.raises(ValueError, match=r"^size is \(10000, 10000\); expected at most 89478485 pixels in all\.$"):
+        image_processor(Image.new("RGB", (24, 16)), size=(10_000, 10_000))
 
 
 def test_settings_survive_saving(tmp_path):
@@ -364,6 +395,157 @@ def test_broken_data_url(image_processor):
         image_processor("data:image/png;base64,???")
 
 
-def test_address_that_cannot_be_fetched(image_processor):
-    with pytest.raises(ImageError, match=r"'http://127.0.0.1:9/picture.png' cannot be fetched"):
-        image_processor("http://127.0.0.1:9/picture.png")
+@pytest.mark.parametrize("source", [None, 5, {"bytes": b""}], ids=repr)
+def test_what_is_no_picture_is_refused(image_processor, source):
+    kind = type(source).__name__
+    with pytest.raises(ImageError, match=rf"^Got a value of type {kind}; expected a picture, its path or URL\.$"):
+        image_processor([source])
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_refused(path):
+    with pytest.raises(ImageError, match="The path of the picture is empty; give that of an image file, or a URL"):
+        load_image(path)
+
+
+def test_a_path_that_is_too_long_is_named_by_its_beginning():
+    message = r"^'x{60}\.\.\.' cannot be opened as an image \(File name too long\)\.$"
+    with pytest.raises(ImageError, match=message):
+        load_image("x" * 5000)
+
+
+def test_the_content_of_a_file_is_a_picture(image_processor):
+    content = saved(Image.new("RGB", (24, 16), RED), "PNG")
+    expected = image_processor(Image.new("RGB", (24, 16), RED), return_tensors="pt").pixel_values
+    assert torch.equal(image_processor(content, return_tensors="pt").pixel_values, expected)
+
+
+# URLs
+
+
+@pytest.fixture
+def serve():
+    """Starts a server which gives every request to `respond(handler)`, and returns a picture's URL there."""
+    servers, over = [], threading.Event()
+
+    def start(respond) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                try:
+                    respond(self)
+                except ConnectionError:
+                    pass
+
+            def log_message(self, *args):
+                pass
+
+            def send(self, content: bytes = b"", length: int | None = None):
+                self.send_response(200)
+                if length is not None:
+                    self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def hold(self, seconds: float = 60):
+                """Keeps the connection open, but not after the test."""
+                over.wait(seconds)
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/picture.png"
+
+    yield start
+    over.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def refusal(url: str, reason: str) -> str:
+    sentence = f"'{url}' cannot be fetched ({reason}); check the address, or give the path of a downloaded picture."
+    return f"^{re.escape(sentence)}$"
+
+
+def test_a_picture_is_fetched_from_its_url_though_the_connection_stays_open(serve):
+    content = saved(Image.new("RGB", (24, 16), RED), "PNG")
+    url = serve(lambda handler: (handler.send(content, len(content)), handler.hold()))
+    assert color_of(load_image(url)) == RED
+
+
+def test_a_picture_is_fetched_whose_length_is_not_said(serve):
+    url = serve(lambda handler: handler.send(saved(Image.new("RGB", (24, 16), RED), "PNG")))
+    assert color_of(load_image(url)) == RED
+
+
+def test_a_url_at_a_closed_port(image_processor, free_port):
+    url = f"http://127.0.0.1:{free_port}/picture.png"
+    with pytest.raises(ImageError, match=rf"^'{url}' cannot be fetched \(\[Errno \d+\] Connection refused\); check"):
+        image_processor(url)
+
+
+def test_a_url_that_is_not_found(serve):
+    url = serve(lambda handler: handler.send_error(404))
+    with pytest.raises(ImageError, match=refusal(url, "HTTP Error 404: Not Found")):
+        load_image(url)
+
+
+def test_a_url_of_a_web_page(serve):
+    url = serve(lambda handler: handler.send(b"<html>Please log in</html>"))
+    with pytest.raises(ImageError, match=f"^'{re.escape(url)}' is not an image in a format that is read here"):
+        load_image(url)
+
+
+def test_a_url_that_leads_to_a_local_file(serve):
+    def redirect(handler):
+        handler.send_response(302)
+        handler.send_header("Location", "file:///etc/passwd")
+        handler.end_headers()
+
+    with pytest.raises(ImageError, match="Redirection to url 'file:///etc/passwd' is not allowed"):
+        load_image(serve(redirect))
+
+
+def test_a_picture_that_ends_early(serve):
+    url = serve(lambda handler: handler.send(b"x" * 10, 1000))
+    with pytest.raises(ImageError, match=refusal(url, "IncompleteRead(10 bytes read, 990 more expected)")):
+        load_image(url)
+
+
+def test_a_url_that_announces_more_than_a_picture_may_have(serve):
+    url = serve(lambda handler: (handler.send(b"x" * 10, 10**13), handler.hold()))
+    with pytest.raises(ImageError, match=refusal(url, "it has more than 268435455 bytes")):
+        load_image(url)
+
+
+def test_a_url_that_sends_more_than_a_picture_may_have(serve, monkeypatch):
+    monkeypatch.setattr(image_processing_ett, "MAX_URL_BYTES", 1000)
+    url = serve(lambda handler: (handler.send(b"x" * 1001), handler.hold()))
+    with pytest.raises(ImageError, match=refusal(url, "it has more than 1000 bytes")):
+        load_image(url)
+
+
+def test_a_url_that_never_answers(serve, monkeypatch):
+    assert 0 < image_processing_ett.URL_SECONDS <= 20
+    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.2)
+    url = serve(lambda handler: handler.hold())
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=refusal(url, "timed out")):
+        load_image(url)
+    assert time.monotonic() - start < 5
+
+
+def test_a_url_that_sends_byte_after_byte(serve, monkeypatch):
+    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.3)
+
+    def drip(handler):
+        handler.send()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            handler.hold(0.1)
+
+    url = serve(drip)
+    start = time.monotonic()
+    with pytest.raises(ImageError, match=refusal(url, "it takes longer than 0.3 seconds")):
+        load_image(url)
+    assert time.monotonic() - start < 5

@@ -1,6 +1,7 @@
 """The literal `pipeline("image-to-text", model=folder)(picture)`, chats by `image-text-to-text` and `any-to-any`, and
 drawings by the latter."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -59,10 +60,12 @@ def test_an_opened_picture_equals_its_file(pipe, folder):
         assert pipe(picture) == pipe(str(folder / "red.png"))
 
 
-def test_an_array_and_a_tensor_equal_their_file(pipe, folder):
-    with Image.open(folder / "red.png") as picture:
+def test_an_array_a_tensor_a_path_and_content_equal_their_file(pipe, folder):
+    path = folder / "red.png"
+    with Image.open(path) as picture:
         array = np.array(picture)
-    assert pipe(array) == pipe(torch.from_numpy(array)) == pipe(str(folder / "red.png"))
+    for same in (array, torch.from_numpy(array), path, path.read_bytes()):
+        assert pipe(same) == pipe(str(path))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -95,11 +98,6 @@ def test_prompt_beyond_the_vocabulary(pipe, folder):
         pipe(str(folder / "red.png"), "a zebra")
 
 
-def test_inputs_stay_in_single_precision_for_a_model_in_half_precision(pipe, monkeypatch):
-    monkeypatch.setattr(type(pipe.model), "dtype", torch.bfloat16)
-    assert pipe.dtype == torch.float32
-
-
 def test_another_model_behaves_as_in_transformers(pipe, folder, monkeypatch):
     monkeypatch.setattr(pipe.model.config, "model_type", "other")
     with Image.open(folder / "red.png") as picture, pytest.raises(ValueError, match="You must provide text"):
@@ -126,7 +124,9 @@ def test_a_generator_and_a_data_set_of_pictures_are_read_as_they_go(pipe, folder
 
 def test_rows_of_a_data_set_are_not_pictures(pipe, folder):
     rows = Dataset.from_dict({"image": [str(folder / "red.png")]})
-    with pytest.raises(TypeError, match=r'Got a dict where a picture.*KeyDataset\(dataset, "image"\)'):
+    with pytest.raises(
+        TypeError, match=r'of type dict; expected a picture, its path.* KeyDataset\(dataset, "image"\)'
+    ):
         list(pipe(rows))
 
 
@@ -136,8 +136,33 @@ def test_a_generator_of_pictures_has_one_text(pipe):
 
 
 def test_a_url_that_nobody_answers(pipe, free_port):
-    with pytest.raises(ImageError, match=rf"'http://127.0.0.1:{free_port}/red.png' cannot be fetched \(.*\)\.$"):
+    with pytest.raises(ImageError, match=rf"^'http://127.0.0.1:{free_port}/red.png' cannot be fetched \(.*\); check"):
         pipe(f"http://127.0.0.1:{free_port}/red.png")
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"images": None}, {"images": []}, {"text": "a"}, {"images": None, "prompt": "a"}], ids=repr
+)
+def test_image_to_text_without_a_picture(pipe, given):
+    message = r"^There is no picture; image-to-text needs one, as a path, URL or opened picture\.$"
+    with pytest.raises(ValueError, match=message):
+        pipe(**given)
+
+
+@pytest.mark.parametrize(("given", "kind"), [(5, "int"), ([None], "NoneType"), ([["red.png"]], "list")])
+def test_image_to_text_of_what_is_no_picture(pipe, given, kind):
+    with pytest.raises(TypeError, match=f"^Got a value of type {kind}; expected a picture, its path or URL"):
+        pipe(given)
+
+
+def test_an_empty_question_is_not_the_default_one(pipe, folder):
+    with pytest.raises(ValueError, match=r"^The prompt is empty; ask or say something\.$"):
+        pipe(str(folder / "red.png"), "")
+
+
+def test_a_question_with_more_pictures_than_there_are(pipe, folder):
+    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 pictures; give one picture for each"):
+        pipe(str(folder / "red.png"), "<image> a <image>")
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[red.png", "https://127.0.0.1:word/red.png"])
@@ -168,6 +193,75 @@ def chats(folder):
 @pytest.fixture(scope="module", params=["image-text-to-text", "any-to-any"])
 def chat_pipe(request, folder):
     return pipeline(request.param, model=str(folder), max_new_tokens=6, device="cpu")
+
+
+def test_inputs_stay_in_single_precision_for_a_model_in_half_precision(pipe, chat_pipe, monkeypatch):
+    monkeypatch.setattr(type(pipe.model), "dtype", torch.bfloat16)
+    assert pipe.dtype == chat_pipe.dtype == torch.float32
+
+
+def test_a_text_goes_on_from_pictures_as_by_generate(chat_pipe, folder):
+    inputs = chat_pipe.processor(images=str(folder / "red.png"), text="<image> a red")
+    ids = chat_pipe.model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
+    (expected,) = chat_pipe.processor.post_process_image_text_to_text(ids)
+    (result,) = chat_pipe(images=str(folder / "red.png"), text="<image> a red", return_full_text=False)
+    assert result["generated_text"].lstrip() == expected != ""
+
+
+def test_a_picture_with_transparency_is_laid_over_white(chat_pipe):
+    clear, white = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.new("RGB", (8, 8), "white")
+    seen = []
+    for picture in (clear, white):
+        given = {"images": picture, "text": "<image>", "videos": None, "audio": None}
+        seen.append(chat_pipe.preprocess({key: value for key, value in given.items() if value is not None}))
+    assert torch.equal(seen[0]["pixel_values"], seen[1]["pixel_values"])
+
+
+@pytest.fixture
+def no_work(chat_pipe, monkeypatch):
+    monkeypatch.setattr(type(chat_pipe.model.model), "forward", lambda *args, **kwargs: pytest.fail("work was done"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": ""}, "The prompt is empty; ask or say something."),
+        ({"text": []}, "An empty list was given; fill it with pictures, texts or a chat's messages."),
+        ({"text": [[]]}, "An empty list was given; fill it with pictures, texts or a chat's messages."),
+        ({"text": [said(" ")]}, "The last message of the chat is empty; say something in it, or show a picture."),
+        ({"text": "<image>"}, "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+        (
+            {"text": [{"role": "user", "content": [{"type": "image"}]}]},
+            "The text has 1 <image> and there are 0 pictures; give one picture for each.",
+        ),
+        (
+            {"text": "a", "images": "gone.png"},
+            "The text has 0 <image> and there are 1 pictures; give one picture for each.",
+        ),
+        ({"text": "<image>", "images": "gone.png"}, "'gone.png' is missing; expected an image file."),
+        ({"text": [said("a", "gone.png")]}, "'gone.png' is missing; expected an image file."),
+        (
+            {"text": "a red circle " * 50},
+            "The prompt has 150 tokens, pictures included, and the language model's context ends at 64; shorten it.",
+        ),
+        (
+            {"text": [said("a red circle " * 50)]},
+            "The prompt has 155 tokens, pictures included, and the language model's context ends at 64; shorten it.",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_answered_is_said_before_any_work(chat_pipe, no_work, monkeypatch, given, message):
+    monkeypatch.setattr(chat_pipe.model.config.text_config, "max_position_embeddings", 64)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        chat_pipe(**given)
+
+
+@pytest.mark.parametrize("pictures", ["red.png", ["red.png"]])
+def test_image_text_to_text_of_pictures_without_a_text(folder, pictures):
+    pipe = pipeline("image-text-to-text", model=str(folder), device="cpu")
+    with pytest.raises(ValueError, match=r"^Pictures were given without a text; give one, or use pipeline\("):
+        pipe(pictures)
 
 
 def test_a_chat_is_answered_as_by_generate(chat_pipe, chats):
@@ -240,6 +334,36 @@ def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, bat
         prompt = any_pipe.processor.apply_chat_template(chat, add_generation_prompt=True)
         expected = drawn(any_pipe, prompt, images=str(folder / path))
         assert group == [{"input_text": chat, "generated_image": expected}] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": " "}, "The prompt is empty; say what to draw."),
+        ({"text": [said("")]}, "The last message of the chat is empty; say something in it, or show a picture."),
+        ({"text": "<image>"}, "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+        (
+            {"text": "a", "image_size": 8},
+            "image_size is 8; expected height and width, positive multiples of 2 pixels.",
+        ),
+        (
+            {"text": "a", "image_size": (7, 8)},
+            "image_size is (7, 8); expected height and width, positive multiples of 2 pixels.",
+        ),
+        (
+            {"text": "a red circle " * 16},
+            "The prompt has 49 tokens and the picture 16 codes, together more than the 64 of the language model's "
+            "context; shorten the prompt or draw a smaller picture.",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_drawn_is_said_before_any_work(any_pipe, monkeypatch, given, message):
+    monkeypatch.setattr(type(any_pipe.model.model), "forward", lambda *args, **kwargs: pytest.fail("work was done"))
+    monkeypatch.setattr(any_pipe.model.config.text_config, "max_position_embeddings", 64)
+    options = {"image_size": given["image_size"]} if "image_size" in given else {}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        any_pipe(text=given["text"], generation_mode="image", generate_kwargs=options)
 
 
 def test_a_chat_model_asked_for_a_picture_by_any_to_any(folder):

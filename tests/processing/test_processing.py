@@ -1,6 +1,7 @@
 """The processor: exact placeholders, codes and embeddings in raster order, chat, round trips, and its refusals."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -137,6 +138,29 @@ def test_pictures_listed_under_the_wrong_text(processor, picture):
         processor(images=[[picture], [picture]], text=["<image> <image>", "a"])
 
 
+def test_a_list_of_pictures_that_is_empty_without_text(processor, picture):
+    message = r"^List 1 of pictures is empty, and there is no text; give it a picture, or give texts\.$"
+    with pytest.raises(ValueError, match=message):
+        processor(images=[[picture], []])
+
+
+@pytest.mark.parametrize("text", ["", " \n", [], ["a", ""]])
+def test_an_empty_text(processor, text):
+    with pytest.raises(ValueError, match=r"^The prompt is empty; ask or say something\.$"):
+        processor(text=text)
+
+
+def test_an_empty_drawing_prompt(processor):
+    with pytest.raises(ValueError, match=r"^The prompt is empty; say what to draw\.$"):
+        processor.prepare_drawing(["a", ""])
+
+
+@pytest.mark.parametrize("text", [5, ["a", 5]])
+def test_what_is_no_text(processor, text):
+    with pytest.raises(ValueError, match=r"^A prompt is of type int; expected a text, or a list of texts\.$"):
+        processor(text=text)
+
+
 def test_neither_pictures_nor_text(processor):
     with pytest.raises(ValueError, match="at least one input"):
         processor(images=[])
@@ -163,6 +187,40 @@ def test_vision_tokenizer_in_half_precision(processor, picture):
 def test_size_that_does_not_divide_into_codes(tokenizer):
     with pytest.raises(ValueError, match=r"20 x 20 pixels .* do not divide into codes of 8"):
         ETTProcessor.from_parts(tokenizer, 8, image_size=20)
+
+
+@pytest.mark.parametrize("size", [(16, 24.0), (0, 8), (8, -8), (8, 9), ("8", 8)])
+def test_sides_that_are_no_positive_multiples_of_the_factor_have_no_codes(processor, size):
+    message = re.escape(
+        f"Pictures of {size[0]!r} x {size[1]!r} pixels (height x width) do not divide into codes of 8 pixels a side; "
+        "choose positive, whole multiples of it."
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        processor.code_grid(size)
+
+
+@pytest.mark.parametrize("size", [8, "88", (8,), (8, 8, 8), None], ids=repr)
+def test_what_is_no_height_and_width_has_no_codes(processor, size):
+    message = re.escape(f"A picture's size is {size!r}; expected its height and width in pixels.")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        processor.code_grid(size)
+
+
+def test_no_side_of_a_placeholder_is_zero(processor):
+    with pytest.raises(ValueError, match="Pictures of 0 x 24 pixels"):
+        processor.image_placeholder(height=0)
+
+
+@pytest.mark.parametrize("where", ["call", "images_kwargs"])
+def test_a_size_that_is_none_is_refused_in_one_sentence_before_a_picture_is_opened(processor, where):
+    options = {"size": 8.5} if where == "call" else {"images_kwargs": {"size": 8.5}}
+    with pytest.raises(ValueError, match=r"^size is 8\.5; expected a 'height' and a 'width'"):
+        processor(images="gone.png", **options)
+
+
+def test_a_size_that_does_not_divide_is_refused_before_a_picture_is_opened(processor):
+    with pytest.raises(ValueError, match="Pictures of 9 x 9 pixels"):
+        processor(images="gone.png", size=9)
 
 
 def test_word_beyond_the_vocabulary_is_named(processor):
@@ -203,6 +261,27 @@ def test_chat_with_pictures_is_tokenized_in_one_call(processor, picture):
     )
     assert features["image_codes"].shape == (1, 2, 3)
     assert (features["input_ids"] == processor.image_token_id).sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("what color is it?", [*EXPANDED, "what", "color", "is", "it", "?"]),
+        ("a <image> circle", ["a", *EXPANDED, "circle"]),
+        (None, [*EXPANDED, "describe", "the", "image", "."]),
+    ],
+)
+def test_a_picture_stands_where_a_question_has_its_token_or_else_before_it(processor, picture, question, words):
+    features = processor.apply_chat_template(
+        processor.chat_about(picture, question), add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    turns = ["<|im_start|>", "user", *words, "<|im_end|>", "<|im_start|>", "assistant"]
+    assert tokens(processor, features) == turns
+
+
+def test_an_empty_question_about_a_picture(processor, picture):
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        processor.chat_about(picture, " ")
 
 
 def test_chat_template_of_a_subword_tokenizer_with_chatml_tokens_breaks_lines():
