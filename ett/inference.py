@@ -187,6 +187,7 @@ def draw(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    jacobi_window: int = 1,
 ) -> list["Image.Image"]:
     """Draws `count` pictures; picture i depends on `seed + i` alone, however many are drawn with it."""
     import torch
@@ -204,6 +205,7 @@ def draw(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        jacobi_window=jacobi_window,
         generator=[torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)],
     ).images
 

@@ -159,6 +159,12 @@ def test_a_picture_drawn_alone_equals_the_one_drawn_in_a_batch(run):
     assert Image.open("alone.png").tobytes() != Image.open("batch-1.png").tobytes()
 
 
+def test_guessing_ahead_draws_the_same_picture(run):
+    run("draw", "a red circle", "--seed", "4", "--output", "plain.png")
+    run("draw", "a red circle", "--seed", "4", "--jacobi-window", "4", "--output", "ahead.png")
+    assert Image.open("ahead.png").tobytes() == Image.open("plain.png").tobytes()
+
+
 def test_draw_without_a_seed_says_one_that_draws_the_same_again(run):
     seed = run("draw", "a red circle", "--output", "first.png").stdout.rpartition("seed ")[2].rstrip(").\n")
     run("draw", "a red circle", "--seed", seed, "--output", "second.png")

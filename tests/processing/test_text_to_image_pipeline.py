@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, CompileConfig
 
 import ett
 from processing_ett import ImageError
@@ -66,6 +66,14 @@ def test_several_pictures_of_each_prompt(pipe):
 def test_one_generator_draws_the_same_again(pipe):
     first, second = (pipe(PROMPT, generator=seeded(5)[0], output_type="latent").images for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_guessing_ahead_and_compiling_draw_the_same(pipe):
+    def draw(**options):
+        return pipe(PROMPT, generator=seeded(4)[0], output_type="latent", **options).images
+
+    assert torch.equal(draw(jacobi_window=4), draw())
+    assert torch.equal(draw(compile_config=CompileConfig(backend="eager", mode=None)), draw())
 
 
 def test_a_size_of_its_own(pipe):
