@@ -1,5 +1,6 @@
 """`ett chat`: a conversation in the terminal, with pictures, streamed answers and drawings."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,8 @@ class Conversation:
         pictures = [*self.pictures, *self.shown]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(images=[pictures], text=[prompt]).to(self.model.device)
-        length, context = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        length = inputs["input_ids"].shape[1]
+        context = getattr(self.model.config.text_config, "max_position_embeddings", math.inf)
         if length >= context:
             raise ValueError(
                 f"With this question the conversation has {length} tokens, but the model's context ends at {context}; "

@@ -1,4 +1,4 @@
-"""Loading a model from a folder or the Hub, and the four things that the command line does with one."""
+"""Loading a model from a folder or the Hub, and what the command line does with one."""
 
 import json
 import math
@@ -189,7 +189,7 @@ def draw(
     top_p: float = 1.0,
     jacobi_window: int = 1,
 ) -> list["Image.Image"]:
-    """Draws `count` pictures; picture i depends on `seed + i` alone, however many are drawn with it."""
+    """Draws `count` pictures; picture i depends, but for rounding, on `seed + i` alone, however many there are."""
     import torch
 
     config, processor = _load_processor(model, draws=True)
@@ -315,4 +315,5 @@ __all__ = [
     "model_kind",
     "reconstruct",
     "save_image",
+    "serve",
 ]

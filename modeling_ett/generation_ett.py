@@ -1,17 +1,19 @@
 """Drawing: the loop that samples a picture's codes one after another, and the choice between text and pictures."""
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Integral
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, CompileConfig, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers import Cache, CompileConfig, DynamicCache, StaticCache
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
-from .thin_products import ThinProducts
+from .thin_products import thin_products
+
+_STATIC_CACHES: WeakKeyDictionary[torch.nn.Module, StaticCache] = WeakKeyDictionary()
 
 NOT_DRAWN = -1
 """In place of a code where drawing was stopped before it."""
@@ -63,7 +65,8 @@ class ImageGenerationMixin:
             kwargs["input_ids"] = inputs
         if generation_mode == "image":
             return self.generate_image_codes(**kwargs)
-        if kwargs.get("input_ids") is not None and kwargs.get("cache") is None:
+        begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
+        if begins and kwargs.get("input_ids") is not None:
             self._check_prompts(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs)
         return super().generate(**kwargs)
 
@@ -95,7 +98,7 @@ class ImageGenerationMixin:
         for code, score in self.stream_image_codes(input_ids, attention_mask, image_size, **kwargs):
             codes.append(code)
             if output_scores:
-                scores.append(score)
+                scores.append(score.clone())
             if stopping_criteria is not None and bool(stopping_criteria(torch.stack(codes, dim=1), score).all()):
                 break
         drawn = torch.stack(codes, dim=1)
@@ -141,9 +144,9 @@ class ImageGenerationMixin:
             jacobi_window (`int`): Codes scored in one forward pass. Above 1 those after the first are scored by
                 guesses of the codes before them, and kept where these prove right (speculative Jacobi decoding, Teng
                 et al., 2024). A code's noise stays the same until it is drawn, so the pictures are those of a window
-                of 1.
-            compile_config (`CompileConfig`, *optional*): Compile a step by `torch.compile` with these options; with
-                the default ones it is one CUDA graph. Cache and shapes are static either way.
+                of 1, but for rounding.
+            compile_config (`CompileConfig`, *optional*): Compile a step by `torch.compile` with these options, over a
+                static cache that the model keeps for the next drawing; with the default options it is one CUDA graph.
             pixel_values, image_codes, image_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
 
         Yields:
@@ -160,9 +163,8 @@ class ImageGenerationMixin:
         pictures = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
         self._check_prompts(input_ids, attention_mask, pictures, height * width)
         num_pictures = len(input_ids) * num_images_per_prompt
-        self._check_drawing(
-            input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
-        )
+        self._check_drawing(input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale)
+        self._check_speed(jacobi_window, compile_config)
         return self._draw(
             height * width,
             width,
@@ -170,7 +172,7 @@ class ImageGenerationMixin:
             input_ids,
             torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             num_images_per_prompt,
-            guidance_scale,
+            float(guidance_scale),
             CodeSampler(generator, do_sample, temperature, top_k, top_p),
             jacobi_window,
             compile_config,
@@ -208,18 +210,7 @@ class ImageGenerationMixin:
             empty_mask[:, -1] = 1
             attention_mask = torch.cat([attention_mask, empty_mask])
             rows = torch.cat([rows, torch.full_like(rows, num_prompts)])
-        num_places = num_codes + jacobi_window - 1
-        cache = StaticCache(config=self.config.text_config, max_cache_len=prompt_length + num_places)
-        if jacobi_window > 1 and not cache.is_croppable:
-            raise ValueError(
-                f"jacobi_window is {jacobi_window}, and this language model's attention forgets what lies beyond a "
-                "window, so that wrong guesses cannot be taken back; leave jacobi_window at 1."
-            )
-        if self.config.text_config._attn_implementation == "flex_attention" and self.device.type == "cpu":
-            raise ValueError(
-                "On the CPU flex_attention gives wrong values with a static cache, by which pictures are drawn; load "
-                'the model with attn_implementation="sdpa".'
-            )
+        cache = DynamicCache(config=self.config.text_config)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden_states = self.model(
             input_ids=input_ids,
@@ -230,14 +221,20 @@ class ImageGenerationMixin:
             **pictures,
         ).last_hidden_state[:, -1:]
         hidden_states = hidden_states[rows.to(hidden_states.device)]
-        cache.reorder_cache(rows)
+        num_places = num_codes + jacobi_window - 1
         attention_mask = F.pad(attention_mask[rows], (0, num_places), value=1)
         position_ids = position_ids[rows, -1:] + torch.arange(1, jacobi_window + 1, device=rows.device)
-        step, thin = self._step, ThinProducts() if self.device.type == "cpu" else nullcontext()
-        if compile_config is not None:
-            step, thin = self._compiled_step(cache, compile_config), nullcontext()
-        with thin:
-            scores = self._guided_scores(hidden_states, guidance_scale)
+        # Guesses beyond the picture are scored, too, and there the context may have ended.
+        last_position = position_ids[:, :1] + num_codes - 2
+        if compile_config is None:
+            step = self._eager_step
+            cache.reorder_cache(rows)
+            if jacobi_window > 1:
+                cache.activate_past_recording()
+        else:
+            step = self._compiled_step(compile_config)
+            cache = self._static_cache(cache, rows, attention_mask.shape[1])
+        scores = self._guided_scores(hidden_states, guidance_scale)
         codes, drawn = torch.zeros(num_pictures, num_places, dtype=torch.long, device=scores.device), 0
         while True:
             scores = scores[:, : num_codes - drawn]
@@ -253,14 +250,19 @@ class ImageGenerationMixin:
             drawn += right
             if drawn == num_codes:
                 return
-            if 0 < places.start and right < jacobi_window:
+            if jacobi_window > 1 and places.start > 0:
                 cache.crop(right - jacobi_window)
             for place in range(places.stop, drawn + jacobi_window - 1):
                 # A first guess is the code above.
                 codes[:, place] = codes[:, max(place - width, 0)]
-            seen = codes[:, drawn - 1 : drawn - 1 + jacobi_window]
-            with thin:
-                scores = step(seen, attention_mask, position_ids + (drawn - 1), cache, guidance_scale)
+            seen = slice(drawn - 1, drawn - 1 + jacobi_window)
+            scores = step(
+                codes[:, seen],
+                attention_mask if compile_config else attention_mask[:, : prompt_length + seen.stop],
+                torch.minimum(position_ids + seen.start, last_position),
+                cache,
+                guidance_scale,
+            )
 
     def _step(
         self,
@@ -289,20 +291,33 @@ class ImageGenerationMixin:
         conditional, empty = scores.chunk(2)
         return empty + guidance_scale * (conditional - empty)
 
-    def _compiled_step(self, cache: Cache, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
-        for layer in filter(lambda layer: isinstance(layer, StaticLayer), cache.layers):
-            # Their addresses have changed since the layers marked them for CUDA graphs.
-            torch._dynamo.mark_static_address(layer.keys)
-            torch._dynamo.mark_static_address(layer.values)
-        if getattr(self, "_drawing_compile_config", None) != compile_config:
-            self._drawing_compile_config = compile_config
-            self._compiled_drawing_step = torch.compile(self._step, **compile_config.to_dict())
+    def _eager_step(self, codes: torch.LongTensor, attention_mask: torch.Tensor, *args) -> torch.FloatTensor:
+        with thin_products(len(attention_mask) * codes.shape[1], self.visual_head.weight):
+            return self._step(codes, attention_mask, *args)
+
+    def _compiled_step(self, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
+        compiled = torch.compile(self._step, **compile_config.to_dict())
 
         def step(*args) -> torch.FloatTensor:
             # The next replay of a CUDA graph writes where this one's scores are.
-            return self._compiled_drawing_step(*args).clone()
+            return compiled(*args).clone()
 
         return step
+
+    def _static_cache(self, cache: DynamicCache, rows: torch.LongTensor, length: int) -> StaticCache:
+        """The rows of a cache in one of fixed addresses, the model's own, so that a graph may be replayed."""
+        keys, static = cache.layers[0].keys, _STATIC_CACHES.get(self)
+        if static is not None:
+            old = static.layers[0].keys
+            same_shape = old.shape == (len(rows), keys.shape[1], length, keys.shape[3])
+            static = static if same_shape and (old.dtype, old.device) == (keys.dtype, keys.device) else None
+        if static is None:
+            static = _STATIC_CACHES[self] = StaticCache(config=self.config.text_config, max_cache_len=length)
+        static.reset()
+        for index, layer in enumerate(cache.layers):
+            own = rows.to(layer.keys.device)
+            static.update(layer.keys[own], layer.values[own], index)
+        return static
 
     def _check_prompts(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, given: dict, num_codes: int = 0
@@ -317,33 +332,57 @@ class ImageGenerationMixin:
                     "and no picture is given; give pixel_values, as ETTProcessor makes them of pictures and text."
                 )
 
-    def _check_drawing(
-        self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale, jacobi_window
-    ):
+    def _check_drawing(self, input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale):
         if not bool((input_ids[:, -1] == self.config.image_start_token_id).all()):
             raise ValueError(
                 f"Each prompt must end with the image start token {self.config.image_start_token_id}; pad on the "
                 'left. ETTProcessor(text=..., generation_mode="image") does both.'
             )
-        if temperature <= 0 or not 0 < top_p <= 1 or (top_k is not None and top_k < 1) or guidance_scale < 1:
+        if num_pictures < 1:
+            raise ValueError(
+                "There is no picture to draw; expected num_images_per_prompt and prompts to be 1 or more."
+            )
+        in_range = temperature > 0 and 0 < top_p <= 1 and (top_k is None or top_k >= 1) and guidance_scale >= 1
+        if not in_range:
             raise ValueError(
                 f"Got temperature {temperature}, top_p {top_p}, top_k {top_k}, guidance_scale {guidance_scale}; "
                 "expected temperature > 0, 0 < top_p <= 1, top_k >= 1 and guidance_scale >= 1."
             )
+        if isinstance(generator, (list, tuple)) and len(generator) != num_pictures:
+            raise ValueError(f"Got {len(generator)} generators for {num_pictures} pictures; give one a picture.")
+
+    def _check_speed(self, jacobi_window: int, compile_config: CompileConfig | None):
+        language_model, cache = self.model.language_model, DynamicCache(config=self.config.text_config)
+        name = type(language_model).__name__
         if jacobi_window < 1:
             raise ValueError(f"jacobi_window is {jacobi_window}; expected at least 1.")
-        if isinstance(generator, list) and len(generator) != num_pictures:
-            raise ValueError(f"Got {len(generator)} generators for {num_pictures} pictures; give one a picture.")
+        if jacobi_window > 1 and not cache.is_croppable:
+            raise ValueError(
+                f"jacobi_window is {jacobi_window}, and the cache of {name} cannot take back wrong guesses; leave "
+                "jacobi_window at 1."
+            )
+        if compile_config is None:
+            return
+        if not language_model._can_compile_fullgraph or any(cache.is_sliding) or any(cache.is_linear):
+            raise ValueError(
+                f"compile_config is given, and {name} is not one graph over a static cache of all places; leave "
+                "compile_config out."
+            )
+        if self.config.text_config._attn_implementation == "flex_attention" and self.device.type == "cpu":
+            raise ValueError(
+                "compile_config is given, and on the CPU flex_attention gives wrong values with a static cache; load "
+                'the model with attn_implementation="sdpa".'
+            )
 
     def _code_grid(self, image_size: tuple[int, int] | None) -> tuple[int, int]:
         factor = self.model.vision_tokenizer.spatial_factor
         sides = (self.config.image_size, self.config.image_size) if image_size is None else image_size
         is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
-        if not is_pair or not all(isinstance(side, int) and side > 0 and side % factor == 0 for side in sides):
+        if not is_pair or not all(isinstance(side, Integral) and side > 0 and side % factor == 0 for side in sides):
             raise ValueError(
                 f"image_size is {sides!r}; expected height and width, positive multiples of {factor} pixels."
             )
-        return sides[0] // factor, sides[1] // factor
+        return int(sides[0]) // factor, int(sides[1]) // factor
 
 
 __all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin"]

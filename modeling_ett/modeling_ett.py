@@ -88,8 +88,9 @@ class ETTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["vision_tokenizer"]
-    # Quantizers leave these out, by their whole names. Codes would flip, and the projector's inputs have its weights'
-    # type. Loaded in float16, but not in bfloat16, the projector is in float32 for it.
+    # For quantizers, which leave these out and want whole names: a quantized tokenizer would give other codes, and a
+    # quantized projector would have the codebook embeddings cast to its integers. It costs that a model loaded in
+    # float16 has its projector in float32.
     _keep_in_fp32_modules = ["model.vision_tokenizer", "vision_tokenizer", "model.projector", "projector"]
     _supports_flash_attn = True
     _supports_sdpa = True

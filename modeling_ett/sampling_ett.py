@@ -64,7 +64,7 @@ class CodeSampler:
 
     def _new_noise(self, scores: torch.Tensor) -> torch.Tensor:
         """Of the exponential distribution, for each of `scores` `(num_pictures, K)`; drawn where the generator is."""
-        if not isinstance(self.generator, list):
+        if not isinstance(self.generator, (list, tuple)):
             return self._exponential(scores, self.generator)
         return torch.stack([self._exponential(row, own) for row, own in zip(scores, self.generator, strict=True)])
 

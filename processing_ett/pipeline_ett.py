@@ -167,6 +167,7 @@ class ETTAnyToAnyPipeline(_CheckedInputs, AnyToAnyPipeline):
         prompts = model_inputs.pop("text")
         options = {name: value for name, value in generate_kwargs.items() if name not in TEXT_OPTIONS}
         codes = self.model.generate(**model_inputs, **options)
+        codes = getattr(codes, "sequences", codes)
         pixels = self.model.decode_image_tokens(codes).unflatten(0, (len(model_inputs["input_ids"]), -1))
         return {"pixels": pixels, "prompts": prompts}
 

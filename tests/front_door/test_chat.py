@@ -109,7 +109,7 @@ def test_drawings_go_into_new_files(terminal, tmp_path, capsys):
         ("/draw", "/draw needs a prompt behind it."),
         ("a zebra", "The word 'zebra' is beyond this model's vocabulary"),
         ("/image missing.png", "missing.png"),
-        ("/image http://127.0.0.1:9/scene.png", "'http://127.0.0.1:9/scene.png' cannot be fetched"),
+        ("/image http://127.0.0.1:0/scene.png", "'http://127.0.0.1:0/scene.png' cannot be fetched"),
         ("red <image>", "The text has 1 <image> and there are 0 pictures; give one picture for each."),
     ],
 )

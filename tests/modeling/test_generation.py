@@ -1,7 +1,10 @@
 """Text and pictures out of the model: the fast ways equal the slow ones."""
 
+import copy
+import math
 import shutil
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -274,10 +277,34 @@ def test_wrong_guesses_cost_no_passes(make_model, count_steps):
     assert count_steps(make_model(), jacobi_window=4) <= 16
 
 
-def test_guesses_cannot_be_taken_back_where_attention_forgets(make_model, make_language_model):
-    model = make_model(make_language_model("Gemma3Text", head_dim=16, sliding_window=8))
-    with pytest.raises(ValueError, match=r"jacobi_window is 2, .* forgets what lies beyond a window"):
-        model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", jacobi_window=2)
+@pytest.mark.parametrize("family", ["GPTNeo", "Bloom", "Gemma3Text"])
+@pytest.mark.parametrize("window", [1, 4])
+def test_any_language_model_draws_what_is_computed_anew_for_each_code(
+    make_model, make_language_model, prompts, family, window
+):
+    """These have caches of their own kinds: not compiled, with biases of positions, and forgetful."""
+    families = {
+        "GPTNeo": {"attention_types": [[["global"], 2]], "num_layers": 2},
+        "Bloom": {"n_head": 2, "n_layer": 2},
+        "Gemma3Text": {"head_dim": 16, "sliding_window": 8},
+    }
+    model, (rows, batch) = make_model(make_language_model(family, **families[family])), prompts
+    drawn = model.generate(**batch, **GREEDY, jacobi_window=window).flatten(1)
+    assert torch.equal(drawn, torch.stack([draw_slowly(model, row, 16, 3.0) for row in rows]))
+
+
+def test_guesses_may_go_beyond_the_end_of_the_context(make_model, make_language_model):
+    model = make_model(make_language_model("GPT2", n_positions=18))
+    prompt = torch.tensor([[10, IMAGE_START]])
+    expected = model.generate(prompt, **GREEDY)
+    assert torch.equal(model.generate(prompt, **GREEDY, jacobi_window=5), expected)
+
+
+def test_under_autocast_it_draws(make_model, make_language_model):
+    model = make_model(make_language_model(hidden_size=512, num_attention_heads=8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        drawn = model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY)
+    assert drawn.shape == (1, 4, 4)
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -291,8 +318,32 @@ def test_a_compiled_step_is_one_graph_and_draws_the_same(make_model, prompts, wi
         return graph.forward
 
     config = CompileConfig(fullgraph=True, backend=backend, mode=None)
-    assert torch.equal(model.generate(**batch, **GREEDY, compile_config=config, jacobi_window=window), expected)
+    for _ in range(2):
+        assert torch.equal(model.generate(**batch, **GREEDY, compile_config=config, jacobi_window=window), expected)
     assert len(graphs) == 1
+
+
+def test_a_copy_of_a_model_that_drew_compiled_draws_by_its_own_weights(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    options = {**batch, **GREEDY, "compile_config": CompileConfig(backend="eager", mode=None)}
+    drawn = model.generate(**options)
+    other = copy.deepcopy(model)
+    other.visual_head.weight.data.neg_()
+    assert torch.equal(other.generate(**options), other.generate(**batch, **GREEDY))
+    assert torch.equal(model.generate(**options), drawn)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("GPTNeo", {"attention_types": [[["global"], 2]], "num_layers": 2}),
+        ("Gemma3Text", {"head_dim": 16, "sliding_window": 8}),
+    ],
+)
+def test_what_is_not_one_graph_is_not_compiled(make_model, make_language_model, family, options):
+    model = make_model(make_language_model(family, **options))
+    with pytest.raises(ValueError, match=r"compile_config is given, and \w+ is not one graph"):
+        model.stream_image_codes(torch.tensor([[10, IMAGE_START]]), compile_config=CompileConfig())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -305,8 +356,11 @@ def test_a_step_compiled_to_machine_code_draws_the_same(make_model, prompts):
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
+    for known in (ThinProducts.fastest, ThinProducts._seconds):
+        known.clear()
     yield torch.nn.Linear(512, 1024).requires_grad_(False)
-    ThinProducts.fastest.clear()
+    for known in (ThinProducts.fastest, ThinProducts._seconds):
+        known.clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -343,12 +397,19 @@ def test_after_trying_each_the_fastest_way_is_taken(layer, monkeypatch):
 def test_where_results_have_to_be_reproducible_nothing_is_tried(layer):
     torch.use_deterministic_algorithms(True)
     try:
-        with torch.no_grad(), ThinProducts():
-            for _ in range(20):
-                layer(torch.randn(2, 512))
+        assert isinstance(thin_products.thin_products(2, layer.weight), nullcontext)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not ThinProducts.fastest and not ThinProducts._seconds
+    assert isinstance(thin_products.thin_products(2, layer.weight), ThinProducts)
+
+
+def test_where_the_usual_way_is_the_fastest_functions_are_not_looked_at(layer):
+    key = (2, *layer.weight.shape, layer.weight.dtype, torch.get_num_threads())
+    ThinProducts.fastest[key] = torch.nn.functional.linear
+    assert isinstance(thin_products.thin_products(2, layer.weight), nullcontext)
+    assert isinstance(thin_products.thin_products(8, layer.weight), ThinProducts)
+    ThinProducts.fastest[key] = thin_products.weight_first
+    assert isinstance(thin_products.thin_products(2, layer.weight), ThinProducts)
 
 
 def test_small_matrices_and_many_rows_are_multiplied_as_always(layer):
@@ -384,6 +445,8 @@ def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
         ({"top_p": 1.5}, "top_p 1.5"),
         ({"top_k": 0}, "top_k 0"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
+        ({"guidance_scale": math.nan}, "guidance_scale nan"),
+        ({"num_images_per_prompt": 0}, "There is no picture to draw"),
         ({"jacobi_window": 0}, "jacobi_window is 0; expected at least 1"),
         ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 pictures"),
     ],
@@ -402,8 +465,8 @@ def test_a_prompt_that_does_not_end_where_pictures_start_is_an_error(make_model)
 def test_attention_that_would_be_wrong_is_an_error(make_model):
     model = make_model()
     model.set_attn_implementation("flex_attention")
-    with pytest.raises(ValueError, match=r"flex_attention gives wrong values with a static cache, .*sdpa"):
-        model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
+    with pytest.raises(ValueError, match=r"flex_attention gives wrong values with a static cache; .*sdpa"):
+        model.stream_image_codes(torch.tensor([[10, IMAGE_START]]), compile_config=CompileConfig())
 
 
 @pytest.mark.parametrize("mode", ["text", "image"])

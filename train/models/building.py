@@ -49,14 +49,14 @@ def build_model(
 
 
 def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
-    """The model of the section's folder, with a new visual head where that has none and the section asks for one.
+    """The model of the section's folder, in float32, with a new visual head where that has none and the section asks
+    for one.
 
     Args:
         kwargs: As in `from_pretrained`.
     """
-    return ETTForConditionalGeneration.from_pretrained(
-        section.path, **({"visual_head": True} if section.visual_head else {}), **kwargs
-    )
+    draws = {"visual_head": True} if section.visual_head else {}
+    return ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
 
 
 def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor | ETTImageProcessor:
