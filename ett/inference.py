@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
-RECORD_NAME = "training.json"
-"""In which training records of what kind a model is."""
-
 TILED_ABOVE = 1024
 """Pixels along a side above which pictures are reconstructed in tiles."""
 
@@ -106,29 +103,13 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
             f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
             "ett-gen instead."
         )
-    if answers and _training_record(model).get("kind") == "gen":
-        raise ModelError(
-            f"{model} was trained to draw and not to answer (its {RECORD_NAME} says kind gen); name a chat model such "
-            "as ett-chat instead."
-        )
+    if answers and not config.answers:
+        raise ModelError(f"{model} was trained to draw and not to answer; name a chat model such as ett-chat instead.")
     return config, _load(room("processing_ett").ETTProcessor, model)
 
 
 def _load_weights(model: str) -> Any:
     return _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model).to(_device()).eval()
-
-
-def _training_record(model: str) -> dict[str, Any]:
-    """What training recorded of a model in a folder or a Hub repository; nothing where it was not trained here."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        path = Path(model, RECORD_NAME) if Path(model).is_dir() else Path(hf_hub_download(model, RECORD_NAME))
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, HTTPError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def load_tokenizer(model: str) -> tuple[Any, Any]:

@@ -25,6 +25,7 @@ class ETTConfig(PreTrainedConfig):
         visual_embedding (`"codebook"` or `"index"`): What stands for a code in the language model: its codebook
             embedding (the paper's method), or one learned apart from the tokenizer (the paper's "index" baseline).
         visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
+        answers (`bool`): Whether the model is for answers; one that was trained to draw last has unlearned them.
 
     The tokens' defaults are those of Qwen2.5's vocabulary, so that nothing is added to it.
     """
@@ -40,6 +41,7 @@ class ETTConfig(PreTrainedConfig):
     image_size: int = 512
     visual_embedding: Literal["codebook", "index"] = "codebook"
     visual_head: bool = False
+    answers: bool = True
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):

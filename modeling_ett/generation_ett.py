@@ -43,6 +43,14 @@ class ImageGenerationMixin:
                 "Use a generation model such as ETT-Gen."
             )
 
+    def require_answers(self):
+        """Raises `ValueError` where the model was trained to draw."""
+        if not self.config.answers:
+            raise ValueError(
+                "This model was trained to draw and not to answer (config.answers is false). Use a chat model such as "
+                "ETT-Chat, or set config.answers to true to have it answer nevertheless."
+            )
+
     @torch.no_grad()
     def generate(self, inputs: torch.LongTensor | None = None, generation_mode: str = "text", **kwargs):
         """
@@ -56,8 +64,8 @@ class ImageGenerationMixin:
             For text what transformers returns; for pictures codes of shape `(batch_size, height, width)`.
 
         Raises:
-            ValueError: The mode is unknown, a prompt does not fit the context, or it has placeholders of pictures and
-                no pictures are given.
+            ValueError: The mode is unknown or not one of the model's, a prompt does not fit the context, or it has
+                placeholders of pictures and no pictures are given.
         """
         if generation_mode not in ("text", "image"):
             raise ValueError(f'generation_mode is {generation_mode!r}; expected "text" or "image".')
@@ -65,6 +73,7 @@ class ImageGenerationMixin:
             kwargs["input_ids"] = inputs
         if generation_mode == "image":
             return self.generate_image_codes(**kwargs)
+        self.require_answers()
         begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
         if begins and kwargs.get("input_ids") is not None:
             self._check_prompts(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs)

@@ -116,6 +116,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
+    if recipe.task != "reconstruction":
+        model.config.answers = recipe.task != "drawing"
     discriminator = starting_discriminator(recipe, args)
     has_other_codebook = changes_codebook(recipe, model)
     train_dataset = build_dataset(recipe, examples, model, processor, seed, progress)

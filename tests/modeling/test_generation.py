@@ -430,6 +430,13 @@ def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     assert not hasattr(model, "visual_head")
 
 
+def test_a_drawing_model_that_is_asked_to_answer_says_that_it_does_not(make_model):
+    model = make_model(answers=False)
+    with pytest.raises(ValueError, match=r"trained to draw and not to answer .* chat model such as ETT-Chat"):
+        model.generate(torch.tensor([[10, 11]]))
+    assert model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY).shape == (1, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -81,6 +81,7 @@ def test_every_stage_leaves_a_folder_that_loads(stages):
         processor = AutoProcessor.from_pretrained(stages[name])
         assert processor.spatial_factor == 4 and processor.image_processor.size["width"] == 16
         assert model.config.image_token_id == processor.image_token_id
+        assert model.config.answers == (name != "gen")
         assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
 

@@ -177,7 +177,7 @@ def merge_folder(base: str, adapter: str | Path, output: str | Path):
     weights = read_adapter(adapter)
     processor = ETTProcessor.from_pretrained(base)
     config = LoraConfig.from_pretrained(adapter)
-    draws = {"visual_head": True} if "visual_head.weight" in weights else {}
+    draws = {"visual_head": True, "answers": False} if "visual_head.weight" in weights else {}
     model = ETTForConditionalGeneration.from_pretrained(base, dtype=torch.float32, **draws)
     targets = re.fullmatch(r".*\((.*)\)", config.target_modules).group(1).split("|")
     add_adapter(model, LoraSection(config.r, config.lora_alpha, config.lora_dropout, targets))
