@@ -258,6 +258,8 @@ class ImageGenerationMixin:
                 yield chosen[:, place], scores[:, place]
             drawn += right
             if drawn == num_codes:
+                if compile_config is not None:
+                    _STATIC_CACHES[self] = cache
                 return
             if jacobi_window > 1 and places.start > 0:
                 cache.crop(right - jacobi_window)
@@ -314,14 +316,15 @@ class ImageGenerationMixin:
         return step
 
     def _static_cache(self, cache: DynamicCache, rows: torch.LongTensor, length: int) -> StaticCache:
-        """The rows of a cache in one of fixed addresses, the model's own, so that a graph may be replayed."""
-        keys, static = cache.layers[0].keys, _STATIC_CACHES.get(self)
+        """The rows of a cache in one of fixed addresses: that of the model's last drawing, so that its graph may be
+        replayed, or a new one where that has another shape or is in use."""
+        keys, static = cache.layers[0].keys, _STATIC_CACHES.pop(self, None)
         if static is not None:
             old = static.layers[0].keys
             same_shape = old.shape == (len(rows), keys.shape[1], length, keys.shape[3])
             static = static if same_shape and (old.dtype, old.device) == (keys.dtype, keys.device) else None
         if static is None:
-            static = _STATIC_CACHES[self] = StaticCache(config=self.config.text_config, max_cache_len=length)
+            static = StaticCache(config=self.config.text_config, max_cache_len=length)
         static.reset()
         for index, layer in enumerate(cache.layers):
             own = rows.to(layer.keys.device)

@@ -323,6 +323,16 @@ def test_a_compiled_step_is_one_graph_and_draws_the_same(make_model, prompts, wi
     assert len(graphs) == 1
 
 
+def test_two_compiled_drawings_at_once_do_not_disturb_each_other(make_model, prompts):
+    model, (rows, _) = make_model(), prompts
+    config = CompileConfig(backend="eager", mode=None)
+    model.generate(rows[1], **GREEDY, compile_config=config)
+    streams = [model.stream_image_codes(row, do_sample=False, compile_config=config) for row in rows[:2]]
+    drawn = torch.tensor([[code.item() for code, _ in pair] for pair in zip(*streams, strict=True)]).T
+    alone = [model.generate(row, **GREEDY).flatten() for row in rows[:2]]
+    assert torch.equal(drawn, torch.stack(alone))
+
+
 def test_a_copy_of_a_model_that_drew_compiled_draws_by_its_own_weights(make_model, prompts):
     model, (_, batch) = make_model(), prompts
     options = {**batch, **GREEDY, "compile_config": CompileConfig(backend="eager", mode=None)}
