@@ -27,8 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusVisionConfig,
@@ -37,10 +35,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-import ett  # noqa: F401 - registers the model
+from ett import ETTForConditionalGeneration, ETTProcessor, IBQModel
 from modeling_ett import generation_ett
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
 from modeling_ett.thin_products import ThinProducts
 from train import library_versions
 
@@ -179,8 +175,8 @@ def describe_ways() -> dict[str, str]:
 
 def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: int) -> list[dict[str, float]]:
     """Sampled pictures of a trained model, one after the other: codes a second, and codes a forward pass."""
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    model = ETTForConditionalGeneration.from_pretrained(folder).eval()
+    processor = ETTProcessor.from_pretrained(folder)
     inputs = processor(text="a red circle and a blue square", generation_mode="image")
     passes = []
     model.model.language_model.register_forward_hook(lambda *_: passes.append(1))

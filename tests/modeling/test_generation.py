@@ -3,16 +3,10 @@
 import copy
 import math
 import shutil
-import time
-from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import CompileConfig
-
-from modeling_ett import thin_products
-from modeling_ett.sampling_ett import CodeSampler, nucleus_threshold
-from modeling_ett.thin_products import ThinProducts
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
 PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
@@ -363,73 +357,6 @@ def test_a_step_compiled_to_machine_code_draws_the_same(make_model, prompts):
     assert torch.equal(model.generate(**batch, **GREEDY, compile_config=config), model.generate(**batch, **GREEDY))
 
 
-@pytest.fixture
-def layer():
-    torch.manual_seed(0)
-    for known in (ThinProducts.fastest, ThinProducts._seconds):
-        known.clear()
-    yield torch.nn.Linear(512, 1024).requires_grad_(False)
-    for known in (ThinProducts.fastest, ThinProducts._seconds):
-        known.clear()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_rows", [1, 2, 8])
-def test_every_way_to_multiply_gives_the_same(layer, num_rows, dtype):
-    rows, weight = torch.randn(num_rows, 512).to(dtype), layer.weight.to(dtype)
-    expected = rows.float() @ weight.float().T
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
-    for way in thin_products.ways_for(num_rows, dtype):
-        torch.testing.assert_close(way(rows, weight).float(), expected, rtol=tolerance, atol=tolerance)
-
-
-def test_after_trying_each_the_fastest_way_is_taken(layer, monkeypatch):
-    taken = []
-
-    def make_way(name, seconds):
-        def way(rows, weight):
-            time.sleep(seconds)
-            taken.append(name)
-            return rows @ weight.T
-
-        return way
-
-    ways = make_way("slow", 0.02), make_way("fast", 0.0)
-    monkeypatch.setattr(thin_products, "ways_for", lambda num_rows, dtype: ways)
-    x = torch.randn(2, 1, 512)
-    with torch.no_grad(), ThinProducts():
-        products = [layer(x) for _ in range(10)]
-    assert taken == ["slow", "fast"] * 3 + ["fast"] * 4
-    for product in products:
-        torch.testing.assert_close(product, x @ layer.weight.T + layer.bias, rtol=0, atol=1e-5)
-
-
-def test_where_results_have_to_be_reproducible_nothing_is_tried(layer):
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert isinstance(thin_products.thin_products(2, layer.weight), nullcontext)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert isinstance(thin_products.thin_products(2, layer.weight), ThinProducts)
-
-
-def test_where_the_usual_way_is_the_fastest_functions_are_not_looked_at(layer):
-    key = (2, *layer.weight.shape, layer.weight.dtype, torch.get_num_threads())
-    ThinProducts.fastest[key] = torch.nn.functional.linear
-    assert isinstance(thin_products.thin_products(2, layer.weight), nullcontext)
-    assert isinstance(thin_products.thin_products(8, layer.weight), ThinProducts)
-    ThinProducts.fastest[key] = thin_products.weight_first
-    assert isinstance(thin_products.thin_products(2, layer.weight), ThinProducts)
-
-
-def test_small_matrices_and_many_rows_are_multiplied_as_always(layer):
-    with torch.no_grad(), ThinProducts():
-        for _ in range(20):
-            torch.nn.Linear(24, 40)(torch.randn(2, 24))
-            layer(torch.randn(33, 512))
-    assert not ThinProducts.fastest and not ThinProducts._seconds
-
-
 # What cannot be drawn
 
 
@@ -508,67 +435,3 @@ def test_a_prompt_that_the_context_has_no_room_for_is_an_error(make_model, make_
 def test_an_unknown_mode_is_an_error(make_model):
     with pytest.raises(ValueError, match='generation_mode is \'video\'; expected "text" or "image"'):
         make_model().generate(torch.tensor([[10]]), generation_mode="video")
-
-
-# Sampling
-
-
-def sample_codes(scores, generator=None, **options):
-    """One code for each row of scores `(n, K)`."""
-    return CodeSampler(generator, **options)(scores.unsqueeze(1), 0).squeeze(1)
-
-
-@pytest.fixture
-def scores():
-    return torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}], ids=str)
-def test_the_narrowest_sampling_is_the_best_code(scores, options):
-    assert torch.equal(sample_codes(scores, **options), scores.argmax(-1))
-
-
-def test_top_k_draws_the_k_best_and_all_of_them():
-    scores = torch.arange(8.0).log().repeat(2000, 1)
-    drawn = sample_codes(scores, torch.Generator().manual_seed(0), top_k=3)
-    assert drawn.unique().tolist() == [5, 6, 7]
-    torch.testing.assert_close(drawn.bincount() / 2000, torch.tensor([0, 0, 0, 0, 0, 5, 6, 7]) / 18, rtol=0, atol=0.04)
-
-
-@pytest.mark.parametrize(("top_p", "kept"), [(0.49, [3]), (0.51, [2, 3]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])])
-def test_top_p_draws_the_smallest_set_that_reaches_it(top_p, kept):
-    scores = torch.tensor([0.10, 0.15, 0.25, 0.50]).log().repeat(500, 1)
-    assert sample_codes(scores, torch.Generator().manual_seed(0), top_p=top_p).unique().tolist() == kept
-
-
-def test_the_threshold_of_top_p_is_that_of_sorting():
-    probabilities = (3 * torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))).softmax(-1)
-    for top_p in (0.1, 0.5, 0.9, 0.99):
-        ordered = probabilities.sort(dim=-1, descending=True).values
-        number = (ordered.double().cumsum(-1) < top_p).sum(-1, keepdim=True)
-        assert torch.equal(nucleus_threshold(probabilities, top_p), ordered.gather(-1, number))
-
-
-@pytest.mark.parametrize("options", [{}, {"top_k": 10_000}, {"top_p": 0.999_999}, {"temperature": 5.0}], ids=str)
-def test_even_scores_are_drawn_evenly(options):
-    drawn = sample_codes(torch.zeros(8000, 8), torch.Generator().manual_seed(0), **options)
-    torch.testing.assert_close(drawn.bincount(minlength=8) / 8000, torch.full((8,), 1 / 8), rtol=0, atol=0.015)
-
-
-def test_temperature_divides_scores():
-    scores = torch.tensor([0.0, 2.0]).repeat(4000, 1)
-    drawn = sample_codes(scores, torch.Generator().manual_seed(0), temperature=2.0)
-    assert drawn.float().mean().item() == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.02)
-
-
-def test_a_list_of_generators_draws_row_by_row(scores):
-    generators = [torch.Generator().manual_seed(seed) for seed in range(64)]
-    drawn = sample_codes(scores, generators)
-    for row in (0, 17, 63):
-        assert sample_codes(scores[row : row + 1], torch.Generator().manual_seed(row)).item() == drawn[row].item()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares two devices")
-def test_a_generator_on_the_cpu_draws_the_same_on_an_accelerator(scores):
-    for generator in (lambda: torch.Generator().manual_seed(3), lambda: [torch.Generator().manual_seed(3)] * 64):
-        assert torch.equal(sample_codes(scores.cuda(), generator()).cpu(), sample_codes(scores, generator()))
