@@ -61,8 +61,9 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
     """Writes a copy of a model's folder that `trust_remote_code=True` loads without ETT being installed.
 
     The model's files are copied, less those that are not pushed either; beside them stands the code that they need,
-    and the configurations name its classes. An ETT model's tokenizer is written once more, for diffusers, into the
-    subfolder `vision_tokenizer`, so its weights are there twice.
+    and the configurations name its classes and pipelines; for a model that draws, a `model_index.json` names the
+    pipeline of diffusers. An ETT model's tokenizer is written once more, for diffusers, into the subfolder
+    `vision_tokenizer`, so its weights are there twice.
 
     Args:
         model: Folder of an ETT model or of an IBQ tokenizer, such as training leaves.

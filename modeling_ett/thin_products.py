@@ -47,8 +47,7 @@ class ThinProducts(TorchFunctionMode):
 
     Which one that is depends on the processor, the number of rows and the precision, and it can be several times as
     fast as the next. So the first products with matrices of one size try each way [`TRIALS`] times, and the rest, in
-    the whole process, go the one that took least. With `torch.use_deterministic_algorithms(True)`, and for small
-    matrices, it is always `F.linear`.
+    the whole process, go the one that took least. Small matrices always go through `F.linear`.
     """
 
     fastest: dict[tuple, Way] = {}
@@ -93,10 +92,11 @@ class ThinProducts(TorchFunctionMode):
 
 
 def thin_products(num_rows: int, weight: torch.Tensor) -> AbstractContextManager:
-    """[`ThinProducts`] for steps of that many rows by weights like this one; nothing where it gains nothing, since
-    looking at every function that is called takes some percent of a step."""
-    exact = torch.are_deterministic_algorithms_enabled() or torch.is_autocast_enabled("cpu")
-    if exact or weight.device.type != "cpu" or num_rows > MOST_ROWS:
+    """[`ThinProducts`] for steps of that many rows by weights like this one. Nothing where `F.linear` has won, since
+    looking at every function that is called takes some percent of a step; where results have to repeat to the bit, as
+    with `torch.use_deterministic_algorithms(True)`; and under autocast, which knows `F.linear` alone."""
+    usual = torch.are_deterministic_algorithms_enabled() or torch.is_autocast_enabled("cpu")
+    if usual or weight.device.type != "cpu" or num_rows > MOST_ROWS:
         return nullcontext()
     settled = [way for key, way in ThinProducts.fastest.items() if key[0] == num_rows and key[3] == weight.dtype]
     tried = any(key[0] == num_rows and key[3] == weight.dtype for key in ThinProducts._seconds)

@@ -28,7 +28,7 @@ MAX_URL_BYTES = 3 * MAX_IMAGE_PIXELS
 """Largest file that is fetched: as long as the largest picture without compression."""
 
 URL_SECONDS = 20
-"""Longest time that a picture's URL may take to answer, and then to send it."""
+"""Longest silence of a picture's URL, and longest time that it may take to send the picture."""
 
 # Named so that Pillow never hands an untrusted file to an external program (EPS) or to a seldom-read parser.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")

@@ -309,13 +309,14 @@ def test_guesses_that_are_checked_change_no_text(make_model, make_language_model
     assert torch.equal(written(model, text, **options), written(model, text))
 
 
-def test_a_next_turn_goes_on_from_the_cache_of_the_last_one(make_model, text):
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_next_turn_goes_on_from_the_cache_of_the_last_one(make_model, text, name):
     model = make_model()
     first = model.generate(**text, **SIX, return_dict_in_generate=True)
     turn = torch.cat([first.sequences, torch.tensor([[20, 21]])], dim=1)
     assert IMAGE not in turn[0, 20:]
     expected = model.generate(turn, pixel_values=text["pixel_values"], **SIX)
-    assert torch.equal(model.generate(turn, cache=first.cache, **SIX), expected)
+    assert torch.equal(model.generate(turn, **{name: first.cache}, **SIX), expected)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
