@@ -11,7 +11,7 @@ from transformers import Cache, CompileConfig, DynamicCache, StaticCache
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
-from .thin_products import thin_products
+from .thin_products import has_large_matrices, thin_products
 
 _STATIC_CACHES: WeakKeyDictionary[torch.nn.Module, StaticCache] = WeakKeyDictionary()
 
@@ -236,7 +236,7 @@ class ImageGenerationMixin:
         # Guesses beyond the picture are scored, too, and there the context may have ended.
         last_position = position_ids[:, :1] + num_codes - 2
         if compile_config is None:
-            step = self._eager_step
+            step = self._eager_step if has_large_matrices(self.model.language_model) else self._step
             cache.reorder_cache(rows)
             if jacobi_window > 1:
                 cache.activate_past_recording()

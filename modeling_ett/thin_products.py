@@ -91,6 +91,11 @@ class ThinProducts(TorchFunctionMode):
         return product
 
 
+def has_large_matrices(module: torch.nn.Module) -> bool:
+    """Whether there is anything in a module to choose a way for."""
+    return any(parameter.nbytes >= LEAST_BYTES for parameter in module.parameters())
+
+
 def thin_products(num_rows: int, weight: torch.Tensor) -> AbstractContextManager:
     """[`ThinProducts`] for steps of that many rows by weights like this one. Nothing where `F.linear` has won, since
     looking at every function that is called takes some percent of a step; where results have to repeat to the bit, as
@@ -103,4 +108,4 @@ def thin_products(num_rows: int, weight: torch.Tensor) -> AbstractContextManager
     return nullcontext() if settled and not tried and set(settled) == {F.linear} else ThinProducts()
 
 
-__all__ = ["ThinProducts", "thin_products"]
+__all__ = ["ThinProducts", "has_large_matrices", "thin_products"]

@@ -69,6 +69,11 @@ def test_where_the_usual_way_is_the_fastest_functions_are_not_looked_at(layer):
     assert isinstance(thin_products.thin_products(2, layer.weight), ThinProducts)
 
 
+def test_a_module_of_small_matrices_has_nothing_to_choose_for(layer):
+    assert thin_products.has_large_matrices(torch.nn.Sequential(torch.nn.Linear(24, 40), layer))
+    assert not thin_products.has_large_matrices(torch.nn.Linear(24, 40))
+
+
 def test_small_matrices_and_many_rows_are_multiplied_as_always(layer):
     with torch.no_grad(), ThinProducts():
         for _ in range(20):
