@@ -27,7 +27,7 @@ def demo(
     resume: Resume = True,
 ):
     """Train tokenizer, chat and drawing model at miniature scale, evaluate them, write report/index.html."""
-    room("ett.demo").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
+    room("miniature_ett").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
 
 
 @command()

@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evaluation_ett import compare_with_targets, report, write_report
-from evaluation_ett.charts import format_number, line_chart
+from miniature_ett import report, write_report
+from miniature_ett.charts import format_number, line_chart
+from miniature_ett.targets import compare_with_targets
 
 VOID = {"meta", "img", "image", "path", "rect", "line", "circle", "polyline", "br", "link"}
 

@@ -24,6 +24,8 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTProcessor
 from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
+from .report import write_report
+
 WORK = "ett-work"
 GUIDANCE_SCALE = 3.0
 DRAWING_TEMPERATURE = 1.0
@@ -116,7 +118,7 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     results = evaluate(folders, seed, quick)
     results["seconds"] = time.monotonic() - start
     results["peak_memory_gb"] = peak_memory_gb()
-    page = evaluation_ett.write_report(results, output_dir / "report")
+    page = write_report(results, output_dir / "report")
     write_cards(folders, results)
     return page
 
@@ -198,7 +200,7 @@ class Clock:
 
 
 def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]:
-    """Measures the stages' models on held-out scenes; see [`evaluation_ett.write_report`] for what it returns."""
+    """Measures the stages' models on held-out scenes; see [`write_report`] for what it returns."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     count = 24 if quick else 300
     scenes, unseen_scenes = ([Scenes(seed, split)[index] for index in range(count)] for split in ("test", "unseen"))

@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from evaluation_ett.common import write_json, write_text
+
 from .charts import MINUS, format_number, line_chart
-from .common import write_json, write_text
 from .targets import Target, compare_with_targets
 
 UNKNOWN = "\N{EN DASH}"

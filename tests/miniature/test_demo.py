@@ -6,7 +6,7 @@ import json
 import pytest
 
 import ett  # noqa: F401 (registers with the Auto classes)
-from ett import demo
+from miniature_ett import demo
 from train import load_recipe
 
 FOLDERS = ("ett-tokenizer", "ett-chat", "ett-gen")
