@@ -1,4 +1,4 @@
-"""The embedded data set "scenes": pictures drawn on the fly, what is said of them, and a detector to read them."""
+"""The embedded data set "scenes": images rendered on the fly, what is said of them, and a detector to read them."""
 
 from .detector import DetectedScene, Verdict, detect, satisfies
 from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair, parse_prompt
@@ -16,6 +16,7 @@ from .language import (
 from .rendering import IMAGE_SIZE, Background
 from .scenes import (
     COLORS,
+    GROUNDS,
     NUMBERS,
     PLACES,
     ROWS,
@@ -32,6 +33,7 @@ from .scenes import (
 __all__ = [
     "CHANCE",
     "COLORS",
+    "GROUNDS",
     "IMAGE_SIZE",
     "NUMBERS",
     "PLACES",

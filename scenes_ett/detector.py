@@ -1,8 +1,10 @@
-"""Reads a picture back into a scene without any model, by analysis through synthesis, and judges drawings.
+"""Reads an image back into a scene without any model, by analysis through synthesis, and judges drawings.
 
 - The background is a plane of colour (a tint or a gradient), fitted to the pixels that nothing stands on.
-- Each cell of the grid is compared with every shape, size, offset and blur; least squares gives the colour, and the
-  template that explains most of what differs from the background wins. Rows are compared with every text likewise.
+- Each cell of the grid is compared with every shape, size, offset and blur, after what is left of the background in
+  the cell, a plane of its own, was taken away; least squares gives the colour, and the
+  template that explains most of what differs from the background wins. Rows are compared glyph by glyph with every
+  text.
 - What no template explains well enough, or hardly differs from the background, is not seen at all.
 """
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from .drawing import DrawingPrompt, stands
 from .language import COUNT_WORDS, PLURALS
-from .rendering import CELL_CENTERS, CELL_SIZE, IMAGE_SIZE, blend, shape_mask, text_mask
+from .rendering import CELL_CENTERS, CELL_SIZE, IMAGE_SIZE, blend, glyph_mask, shape_mask
 from .scenes import COLORS, NUMBERS, PLACES, ROWS, SHAPES, SIZES, WORDS, Scene, Shape, Text
 
 BLURS = (0.0, 1.0, 2.0)
@@ -75,9 +77,16 @@ def _templates(masks: dict, offsets: tuple[tuple[int, int], ...]) -> _Templates:
                 blend(canvas, blurred / 255, (1,), down, right)
                 rows.append(canvas.ravel())
                 names.append(name)
-    matrix = np.stack(rows)
+    matrix = _without_plane(np.stack(rows)[..., None])[..., 0]
     lengths = np.linalg.norm(matrix, axis=1)
     return _Templates(matrix / lengths[:, None], lengths, names)
+
+
+def _without_plane(windows: np.ndarray) -> np.ndarray:
+    """`windows` [n, 24 * 24, channels] without the planes that lie nearest to them."""
+    y, x = np.mgrid[-1 : 1 : CELL_SIZE * 1j, -1 : 1 : CELL_SIZE * 1j]
+    basis, _ = np.linalg.qr(np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3).astype(np.float32))
+    return windows - basis @ (basis.T @ windows)
 
 
 @cache
@@ -86,19 +95,20 @@ def _shape_templates() -> _Templates:
 
 
 @cache
-def _text_templates() -> _Templates:
-    return _templates({content: text_mask(content) for content in (*WORDS, *NUMBERS)}, TEXT_OFFSETS)
+def _glyph_templates() -> _Templates:
+    characters = sorted(set("".join((*WORDS, *NUMBERS))))
+    return _templates({character: glyph_mask(character) for character in characters}, TEXT_OFFSETS)
 
 
 @cache
 def _plane_basis() -> np.ndarray:
-    """The columns 1, x and y over all pixels: float32 [64 * 64, 3], x and y in -1..1."""
+    """The columns 1, x and y over all pixels: float32 [72 * 72, 3], x and y in -1..1."""
     y, x = np.mgrid[-1 : 1 : IMAGE_SIZE * 1j, -1 : 1 : IMAGE_SIZE * 1j]
     return np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
 def _fit_background(pixels: np.ndarray) -> np.ndarray:
-    """The plane [64, 64, 3] that most of the pixels lie near: least squares, again and again without the outliers."""
+    """The plane [72, 72, 3] that most of the pixels lie near: least squares, again and again without the outliers."""
     basis, flat = _plane_basis(), pixels.reshape(-1, 3)
     plane = np.broadcast_to(np.median(flat, axis=0), flat.shape)
     for tolerance in (40.0, 30.0, 20.0, 20.0):
@@ -110,10 +120,15 @@ def _fit_background(pixels: np.ndarray) -> np.ndarray:
     return plane.reshape(pixels.shape)
 
 
+def _project(windows: np.ndarray, templates: _Templates) -> np.ndarray:
+    """Each of `windows` [n, pixels, 3] onto each template: [N, n, 3]."""
+    count = len(windows)
+    return (templates.rows @ windows.transpose(1, 0, 2).reshape(-1, count * 3)).reshape(-1, count, 3)
+
+
 def _match(windows: np.ndarray, templates: _Templates) -> list[tuple]:
     """For each of `windows` [n, pixels, 3]: the best template's name, the energy and share it explains, contrast."""
-    count = len(windows)
-    projected = (templates.rows @ windows.transpose(1, 0, 2).reshape(-1, count * 3)).reshape(-1, count, 3)
+    projected = _project(windows, templates)
     energies = np.square(projected).sum(axis=-1)
     best = energies.argmax(axis=0)
     totals = np.square(windows).sum(axis=(1, 2)) + 1e-6
@@ -121,6 +136,29 @@ def _match(windows: np.ndarray, templates: _Templates) -> list[tuple]:
         (templates.names[b], energies[b, i], energies[b, i] / totals[i], projected[b, i] / templates.lengths[b])
         for i, b in enumerate(best)
     ]
+
+
+def _read_row(strip: np.ndarray) -> tuple[str, float, float, np.ndarray]:
+    """What a row [24, 72, 3] best reads as: the text, the energy and the share it explains, its mean contrast [3]."""
+    cells = _without_plane(np.stack([strip[:, i : i + CELL_SIZE].reshape(-1, 3) for i in range(0, IMAGE_SIZE, CELL_SIZE)]))
+    templates, total = _glyph_templates(), float(np.square(cells).sum()) + 1e-6
+    best = ("", -1.0, 0.0, np.zeros(3))
+    for contents, length in ((WORDS, 3), (NUMBERS, 2)):
+        first = (IMAGE_SIZE - CELL_SIZE * length) // 2
+        windows = [strip[:, first + CELL_SIZE * i : first + CELL_SIZE * (i + 1)].reshape(-1, 3) for i in range(length)]
+        projected = _project(_without_plane(np.stack(windows)), templates)
+        # [glyphs, blurs and offsets, positions]: the glyphs of a text share their blur and offset.
+        energies = np.square(projected).sum(axis=-1).reshape(-1, len(BLURS) * len(TEXT_OFFSETS), length)
+        glyphs = {name: number for number, name in enumerate(dict.fromkeys(templates.names))}
+        numbers = np.array([[glyphs[character] for character in content] for content in contents])
+        sums = sum(energies[numbers[:, i], :, i] for i in range(length))
+        content, variant = np.unravel_index(sums.argmax(), sums.shape)
+        if sums[content, variant] > best[1]:
+            rows = numbers[content] * energies.shape[1] + variant
+            contrast = projected[rows, range(length)] / templates.lengths[rows, None]
+            energy = float(sums[content, variant])
+            best = (contents[content], energy, energy / total, contrast.mean(axis=0))
+    return best
 
 
 def _nearest_color(contrast: np.ndarray, background: np.ndarray) -> str:
@@ -134,16 +172,16 @@ def _as_pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"expected a picture of shape ({IMAGE_SIZE}, {IMAGE_SIZE}, 3), got {image.shape}")
+        raise ValueError(f"expected an image of shape ({IMAGE_SIZE}, {IMAGE_SIZE}, 3), got {image.shape}")
     if np.issubdtype(image.dtype, np.floating):
         image = image * 255
     return np.nan_to_num(image.astype(np.float32)).clip(0, 255)
 
 
 def detect(image: Image.Image | np.ndarray) -> DetectedScene:
-    """The scene that a 64x64 picture shows.
+    """The scene that a 72x72 image shows.
 
-    `image` is a PIL image, an integer array [64, 64, 3] in 0..255 or a float array [64, 64, 3] in 0..1 (values outside
+    `image` is a PIL image, an integer array [72, 72, 3] in 0..255 or a float array [72, 72, 3] in 0..1 (values outside
     are clipped). Raises ValueError for any other size.
     """
     pixels = _as_pixels(image)
@@ -154,7 +192,8 @@ def detect(image: Image.Image | np.ndarray) -> DetectedScene:
     cells = [difference[y - half : y + half, x - half : x + half] for y in CELL_CENTERS for x in CELL_CENTERS]
 
     found: list[tuple[float, Shape] | None] = []
-    matches = _match(np.stack([cell.reshape(-1, 3) for cell in cells]), _shape_templates())
+    windows = _without_plane(np.stack([cell.reshape(-1, 3) for cell in cells]))
+    matches = _match(windows, _shape_templates())
     for index, ((kind, size), energy, share, contrast) in enumerate(matches):
         if share < MIN_EXPLAINED or np.linalg.norm(contrast) < MIN_CONTRAST:
             found.append(None)
@@ -163,9 +202,9 @@ def detect(image: Image.Image | np.ndarray) -> DetectedScene:
         found.append((energy, Shape(_nearest_color(contrast, center), kind, size, PLACES[index])))
 
     text = None
-    matches = _match(np.stack([strip.reshape(-1, 3) for strip in strips]), _text_templates())
-    row = max(range(len(ROWS)), key=lambda row: matches[row][2])
-    content, energy, share, contrast = matches[row]
+    readings = [_read_row(strip) for strip in strips]
+    row = max(range(len(ROWS)), key=lambda row: readings[row][2])
+    content, energy, share, contrast = readings[row]
     in_row = slice(3 * row, 3 * row + 3)
     explained_by_shapes = sum(seen[0] for seen in found[in_row] if seen is not None)
     if share >= MIN_EXPLAINED and contrast.max() < -MIN_CONTRAST and energy > explained_by_shapes:

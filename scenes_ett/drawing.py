@@ -123,13 +123,13 @@ def _random_prompt(rng: np.random.Generator, split: str, category: str) -> Drawi
     return DrawingPrompt(category, (first, second), relation=relation)
 
 
-def drawing_pair(seed: int, split: str, index: int) -> tuple[DrawingPrompt, Scene]:
-    """A prompt and a scene that shows exactly what it asks for, determined by the three arguments.
+def drawing_pair(seed: int, split: str, index: int, ground: str = "plain") -> tuple[DrawingPrompt, Scene]:
+    """A prompt and a scene that shows exactly what it asks for, determined by the four arguments.
 
     Categories follow one another by index, so any six in a row cover all. What the prompt leaves open is random,
     except that things to count look alike. In the splits "train" and "test" prompt and scene hold no pair of
     UNSEEN_PAIRS; in "unseen" a prompt that names colours holds at least one. Raises ValueError for an unknown split or
-    a negative seed or index.
+    ground, or a negative seed or index.
     """
     rng = random_stream(seed, split, index, 1)
     prompt = _random_prompt(rng, split, PROMPT_CATEGORIES[index % len(PROMPT_CATEGORIES)])
@@ -142,7 +142,7 @@ def drawing_pair(seed: int, split: str, index: int) -> tuple[DrawingPrompt, Scen
     while True:
         places = [PLACES[i] for i in rng.choice(len(PLACES), len(looks), replace=False)]
         if prompt.relation is None or stands(prompt.relation, *places):
-            return prompt, arrange(rng, looks, places)
+            return prompt, arrange(rng, looks, places, ground=ground)
 
 
 __all__ = [

@@ -139,7 +139,8 @@ def split_words(text: str) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every word and punctuation mark that captions, questions, answers and drawing prompts can contain, sorted."""
+    """Every word and punctuation mark that captions, questions, answers and prompts can contain, sorted; WORDS and
+    NUMBERS, the texts in images, are among them."""
     forms = (*_SHAPE_OPENERS, *_TEXT_FORMS, *_BY_PLACE, *_COLOUR_FORMS, *_SHAPE_BY_COLOR_FORMS, *_SHAPE_BY_PLACE_FORMS)
     forms += (*_COUNT_FORMS, *_POSITION_FORMS, *_RELATION_FORMS, *_READING_FORMS)
     fixed = " ".join(re.sub(r"{\w+}", " ", form) for form in forms)

@@ -1,7 +1,9 @@
-"""Scenes: small pictures of coloured shapes and short texts whose whole truth is known.
+"""Scenes: small images of coloured shapes and short texts whose whole truth is known.
 
-- A scene is data; its picture is computed from it on demand, in well under a millisecond. There are no files.
-- `Scenes(seed, split)[index]` depends on these three and on nothing else.
+- A scene is data; its image is computed from it on demand, in under a millisecond (two with a texture). There are no
+  files.
+- `Scenes(seed, split, ground)[index]` depends on these four and on nothing else; another ground changes the background
+  alone.
 - Splits as in CLEVR-CoGenT: "train" and "test" show the same pairs of colour and shape; scenes of "unseen" always show
   at least one of `UNSEEN_PAIRS`, which the others never do.
 """
@@ -17,9 +19,11 @@ from .rendering import (
     CELL_SIZE,
     IMAGE_SIZE,
     INK,
+    STRENGTHS,
     Background,
     background_pixels,
     blend,
+    shaded,
     shape_mask,
     text_mask,
 )
@@ -64,6 +68,13 @@ TINTS = (
     (233, 226, 248),
 )
 PLAIN = Background("plain", TINTS[0])
+GROUNDS = {
+    "plain": ("plain",),
+    "flat": ("plain", "plain", "gradient", "stripes"),
+    "textured": ("strong",),
+    "mixed": ("plain", "plain", "gradient", "stripes", "soft", "soft", "strong", "strong"),
+}
+"""Kinds of background by the ground's name, each as likely as any other; "soft" and "strong" are textures."""
 TEXT_RATE = 0.3
 GROUP_RATE = 0.2
 
@@ -103,7 +114,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's whole truth.
+    """An image's whole truth.
 
     `shapes` stand in raster order on distinct places. `jitter` moves each shape, and then the text, off its place's
     middle by (right, down) pixels; what it does not name stays in the middle.
@@ -115,10 +126,10 @@ class Scene:
     jitter: tuple[tuple[int, int], ...] = ()
 
     def pixels(self) -> np.ndarray:
-        """The picture as uint8 [64, 64, 3], RGB."""
+        """The image as uint8 [72, 72, 3], RGB."""
         canvas = background_pixels(self.background).copy()
         layers = [
-            (shape_mask(shape.shape, shape.size), COLORS[shape.color], shape.row, CELL_CENTERS[shape.column])
+            (shape_mask(shape.shape, shape.size), shaded(COLORS[shape.color]), shape.row, CELL_CENTERS[shape.column])
             for shape in self.shapes
         ]
         if self.text is not None:
@@ -130,7 +141,7 @@ class Scene:
         return np.rint(canvas).astype(np.uint8)
 
     def render(self) -> Image.Image:
-        """The picture as a 64x64 RGB image."""
+        """The image in Pillow's form, 72x72 RGB."""
         return Image.fromarray(self.pixels())
 
 
@@ -151,15 +162,19 @@ def pick(rng: np.random.Generator, options):
     return options[rng.integers(len(options))]
 
 
-def random_background(rng: np.random.Generator) -> Background:
-    """A plain tint (half of the time), a gradient or stripes (a quarter each)."""
-    kind = pick(rng, ("plain", "plain", "gradient", "stripes"))
+def random_background(rng: np.random.Generator, ground: str = "mixed") -> Background:
+    """One of the ground's backgrounds. Raises ValueError for an unknown ground."""
+    if ground not in GROUNDS:
+        raise ValueError(f"unknown ground {ground!r}: expected {', '.join(GROUNDS)}")
+    kind, seed = pick(rng, GROUNDS[ground]), int(rng.integers(2**31))
     tint, second_tint = (TINTS[i] for i in rng.choice(len(TINTS), 2, replace=False))
     vertical, period = bool(rng.integers(2)), pick(rng, (4, 6, 8))
     if kind == "plain":
         return Background(kind, tint)
     if kind == "gradient":
         return Background(kind, tint, second_tint, vertical)
+    if kind in STRENGTHS:
+        return Background("texture", tint, strength=kind, seed=seed)
     return Background(kind, tint, None, vertical, period)
 
 
@@ -168,15 +183,16 @@ def arrange(
     looks: list[tuple[str, str, str]],
     places: list[str],
     text: Text | None = None,
+    ground: str = "mixed",
 ) -> Scene:
     """A scene of the given (color, shape, size) at the places of the same position, with jitter and background."""
     shapes = [Shape(*look, place) for look, place in zip(looks, places, strict=True)]
     shapes.sort(key=lambda shape: PLACES.index(shape.place))
     offsets = rng.integers(-1, 2, size=(len(shapes) + 1, 2)).tolist()
-    return Scene(tuple(shapes), text, random_background(rng), tuple((right, down) for right, down in offsets))
+    return Scene(tuple(shapes), text, random_background(rng, ground), tuple((right, down) for right, down in offsets))
 
 
-def _random_scene(rng: np.random.Generator, split: str) -> Scene:
+def _random_scene(rng: np.random.Generator, split: str, ground: str) -> Scene:
     text, free_places = None, list(PLACES)
     if rng.random() < TEXT_RATE:
         row = int(rng.integers(len(ROWS)))
@@ -193,19 +209,19 @@ def _random_scene(rng: np.random.Generator, split: str) -> Scene:
         group, others = 1, int(rng.integers(MAX_SHAPES))
     looks = [first_look] * group + [(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(others)]
     places = [free_places[i] for i in rng.choice(len(free_places), len(looks), replace=False)]
-    return arrange(rng, looks, places, text)
+    return arrange(rng, looks, places, text, ground)
 
 
 class Scenes:
-    """The data set of one seed and split: `Scenes(seed, split)[index]` is a `Scene`.
+    """The dataset of one seed, split and ground: `Scenes(seed, split)[index]` is a `Scene`.
 
     Without `length` it has no end: any index from 0 on is valid, and `len()` and iteration are refused.
-    Raises ValueError for an unknown split or a negative seed.
+    Raises ValueError for an unknown split or ground, or a negative seed.
     """
 
-    def __init__(self, seed: int, split: str, length: int | None = None) -> None:
-        random_stream(seed, split, 0, 0)
-        self.seed, self.split, self.length = seed, split, length
+    def __init__(self, seed: int, split: str, length: int | None = None, ground: str = "mixed") -> None:
+        random_background(random_stream(seed, split, 0, 0), ground)
+        self.seed, self.split, self.length, self.ground = seed, split, length, ground
 
     def __len__(self) -> int:
         if self.length is None:
@@ -215,7 +231,7 @@ class Scenes:
     def __getitem__(self, index: int) -> Scene:
         if index < 0 or (self.length is not None and index >= self.length):
             raise IndexError(f"scene {index} is outside of 0..{'' if self.length is None else self.length - 1}")
-        return _random_scene(random_stream(self.seed, self.split, index, 0), self.split)
+        return _random_scene(random_stream(self.seed, self.split, index, 0), self.split, self.ground)
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[index] for index in range(len(self)))
@@ -224,6 +240,7 @@ class Scenes:
 __all__ = [
     "ALL_PAIRS",
     "COLORS",
+    "GROUNDS",
     "MAX_SHAPES",
     "NUMBERS",
     "PLACES",

@@ -60,6 +60,7 @@ class DataSection:
             these: `weight`, in proportion to which examples are drawn, by default 1, and `source`, `split`, columns.
         split: Split of it.
         length: Number of scenes.
+        ground: What lies behind the scenes' shapes: `mixed`, `plain`, `flat` or `textured`.
         in_memory: Prepare every example once, before training; pictures become codes where the tokenizer is frozen.
         questions_per_scene: Turns of a conversation about a scene.
         independent_turns: Turns of a conversation share its picture, but do not see one another (chat).
@@ -81,6 +82,7 @@ class DataSection:
     mixture: dict[str, dict[str, Any]] | None = None
     split: str = "train"
     length: int = 10_000
+    ground: str = "mixed"
     in_memory: bool = False
     questions_per_scene: int = 6
     independent_turns: bool = False
@@ -148,7 +150,7 @@ class Recipe:
 
 
 MIXTURE_FIELDS = (
-    *("weight", "source", "split", "length", "questions_per_scene"),
+    *("weight", "source", "split", "length", "ground", "questions_per_scene"),
     *("image_column", "text_column", "messages_column", "image_folder", "filters"),
 )
 """What an entry of `data.mixture` may say of its own."""

@@ -74,15 +74,15 @@ def test_the_background_color_is_reported():
 def test_noise_holds_nothing():
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        faint = 0.9 + rng.normal(0, 0.05, (64, 64, 3))
-        for picture in (rng.random((64, 64, 3)), faint):
+        faint = 0.9 + rng.normal(0, 0.05, (72, 72, 3))
+        for picture in (rng.random((72, 72, 3)), faint):
             seen = detect(picture)
             assert seen.shapes == () and seen.text is None
 
 
 def test_a_smear_across_cells_is_no_shape():
-    image = Image.new("RGB", (64, 64), (250, 250, 250))
-    ImageDraw.Draw(image).line((0, 20, 63, 24), fill=(220, 30, 40), width=4)
+    image = Image.new("RGB", (72, 72), (250, 250, 250))
+    ImageDraw.Draw(image).line((0, 22, 71, 27), fill=(220, 30, 40), width=4)
     assert detect(image).shapes == ()
 
 
@@ -94,9 +94,9 @@ def test_images_and_arrays_are_read_alike():
 
 
 def test_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"expected a picture of shape \(64, 64, 3\), got \(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"expected a picture of shape \(72, 72, 3\), got \(32, 32, 3\)"):
         detect(Image.new("RGB", (32, 32)))
 
 
 def test_values_that_are_no_numbers_do_not_break_the_detector():
-    assert detect(np.full((64, 64, 3), np.nan)).shapes == ()
+    assert detect(np.full((72, 72, 3), np.nan)).shapes == ()

@@ -72,7 +72,8 @@ def build_source(task: str, data: "DataSection", seed: int) -> Examples | Stream
             raise ValueError(
                 "Scenes are not filtered; remove data.filters, or in a mixture give them filters: [] of their own."
             )
-        scenes = SceneExamples(task, seed, data.split, data.length, data.questions_per_scene, data.independent_turns)
+        options = data.questions_per_scene, data.independent_turns, data.ground
+        scenes = SceneExamples(task, seed, data.split, data.length, *options)
         if not data.streaming:
             return scenes
         return ExampleStream(SceneShards(scenes), SceneReader(scenes), seed, data.shuffle_rows)

@@ -66,6 +66,10 @@ class MixedExamples(Dataset):
         """Every text that a word-level tokenizer has to know."""
         return [text for examples in self.sources.values() for text in examples.texts()]
 
+    def spelled(self) -> list[str]:
+        """Words that a word-level tokenizer spells letter by letter."""
+        return [word for examples in self.sources.values() for word in examples.spelled()]
+
 
 def shares(total: int, weights: list[float]) -> list[int]:
     """`total` things shared out by weight, to whole numbers that add up to it.

@@ -31,6 +31,7 @@ class SceneExamples(Dataset):
 
     Args:
         questions_per_scene (`int`): Questions in a conversation, and in what follows a text.
+        ground (`str`): Of `scenes_ett.GROUNDS`: what lies behind the shapes.
         independent_turns (`bool`): Turns will see nothing of one another (see [`PreparedDataset`]), so that a request
             for a caption, which would give answers away, need not be a conversation of its own.
     """
@@ -43,10 +44,11 @@ class SceneExamples(Dataset):
         length: int,
         questions_per_scene: int = 6,
         independent_turns: bool = False,
+        ground: str = "mixed",
     ):
         self.task, self.seed, self.split, self.length = task, seed, split, length
         self.questions_per_scene, self.independent_turns = questions_per_scene, independent_turns
-        self.scenes = scenes_ett.Scenes(seed, split)
+        self.scenes = scenes_ett.Scenes(seed, split, ground=ground)
 
     def __len__(self) -> int:
         return self.length
@@ -59,7 +61,7 @@ class SceneExamples(Dataset):
             # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
             if rng.random() < 0.75 and scene.text is None:
                 return {"name": name, "images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
-            prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index)
+            prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index, self.scenes.ground)
             return {"name": name, "images": [scene.render()], "text": prompt.text}
         example = {"name": name, "images": [] if self.task == "text" else [scene.render()]}
         if self.task in ("text", "caption"):
@@ -75,6 +77,10 @@ class SceneExamples(Dataset):
     def texts(self) -> list[str]:
         """Every word that a word-level tokenizer has to know."""
         return scenes_ett.vocabulary()
+
+    def spelled(self) -> Sequence[str]:
+        """Words that a word-level tokenizer spells letter by letter."""
+        return scenes_ett.WORDS
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
         """Questions and answers, and for about every fourth picture a request for a caption."""
@@ -176,6 +182,10 @@ class FolderExamples(Dataset):
             )
         cells = self.rows.select(self.numbers)[column]
         return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell]) if text]
+
+    def spelled(self) -> Sequence[str]:
+        """No word: those of captions are whole."""
+        return ()
 
 
 __all__ = ["FolderExamples", "SceneExamples"]

@@ -86,7 +86,7 @@ def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor
 def build_text_tokenizer(section: ModelSection, examples: Examples | Stream) -> PreTrainedTokenizerBase:
     """The language model's own, or for a new one a word-level tokenizer of the data's words."""
     if isinstance(section.language_model, dict):
-        return build_word_tokenizer(examples.texts())
+        return build_word_tokenizer(examples.texts(), examples.spelled())
     return AutoTokenizer.from_pretrained(section.language_model)
 
 
