@@ -5,7 +5,7 @@
 - With the same scenes and seed every model is asked the same questions in the same order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from processing_ett import ETTProcessor
-from scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, caption, parse_caption, questions
+from scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, Shape, Text, caption, parse_caption, questions
 
 from .common import answer, batches, encode, evaluating, picture_prompt, tokenize
 
@@ -120,8 +120,8 @@ def evaluate_captions(
         `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
         prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes` and `seed`;
         `accuracy`, the share of the described scenes whose caption names exactly what is there (None where none was
-        described); `examples`, each with `caption` (greedy), `truth`, `correct` (whether it names exactly what is
-        there) and `image` (PIL).
+        described); `attributes`, as [`score_attributes`] gives them for these; `examples`, each with `caption`
+        (greedy), `truth`, `correct` (whether it names exactly what is there) and `image` (PIL).
 
     Raises:
         ValueError: There is no scene.
@@ -157,8 +157,45 @@ def evaluate_captions(
         "scenes": len(scenes),
         "seed": seed,
         "accuracy": sum(example["correct"] for example in described) / len(described) if described else None,
+        "attributes": score_attributes([parse_caption(example["caption"]) for example in described], scenes),
         "examples": described,
     }
+
+
+def score_attributes(
+    said: Sequence[tuple[Sequence[Shape], Text | None]], scenes: Sequence[Scene]
+) -> dict[str, float | None]:
+    """What captions get right, attribute by attribute, in 0..1; None where there is nothing to count.
+
+    Args:
+        said: Of each caption, the shapes and the text that it names.
+        scenes: The scenes that they describe; further ones are left out.
+
+    Returns:
+        `count`, of the captions those with as many shapes as there are; `place`, of the scenes' shapes those at whose
+        place the caption names one; `colour`, `shape` and `size`, of these those with the right one; `word`, of the
+        scenes' texts those with the right content.
+    """
+    pairs = list(zip(said, scenes, strict=False))
+    named = []
+    for (shapes, _), scene in pairs:
+        by_place = {shape.place: shape for shape in shapes}
+        named += [(shape, by_place.get(shape.place)) for shape in scene.shapes]
+    found = [(truth, shape) for truth, shape in named if shape is not None]
+    texts = [(scene.text.content, text and text.content) for (_, text), scene in pairs if scene.text is not None]
+    return {
+        "count": _share(len(shapes) == len(scene.shapes) for (shapes, _), scene in pairs),
+        "place": _share(shape is not None for _, shape in named),
+        "colour": _share(truth.color == shape.color for truth, shape in found),
+        "shape": _share(truth.shape == shape.shape for truth, shape in found),
+        "size": _share(truth.size == shape.size for truth, shape in found),
+        "word": _share(truth == content for truth, content in texts),
+    }
+
+
+def _share(verdicts: Iterable[bool]) -> float | None:
+    verdicts = list(verdicts)
+    return sum(verdicts) / len(verdicts) if verdicts else None
 
 
 def caption_loss(
@@ -199,4 +236,11 @@ def _require(scenes: Sequence[Scene]):
         raise ValueError("There is no scene to ask about; give at least one.")
 
 
-__all__ = ["caption_loss", "choose_questions", "evaluate_captions", "evaluate_questions", "normalize"]
+__all__ = [
+    "caption_loss",
+    "choose_questions",
+    "evaluate_captions",
+    "evaluate_questions",
+    "normalize",
+    "score_attributes",
+]

@@ -140,7 +140,9 @@ def _match(windows: np.ndarray, templates: _Templates) -> list[tuple]:
 
 def _read_row(strip: np.ndarray) -> tuple[str, float, float, np.ndarray]:
     """What a row [24, 72, 3] best reads as: the text, the energy and the share it explains, its mean contrast [3]."""
-    cells = _without_plane(np.stack([strip[:, i : i + CELL_SIZE].reshape(-1, 3) for i in range(0, IMAGE_SIZE, CELL_SIZE)]))
+    cells = _without_plane(
+        np.stack([strip[:, i : i + CELL_SIZE].reshape(-1, 3) for i in range(0, IMAGE_SIZE, CELL_SIZE)])
+    )
     templates, total = _glyph_templates(), float(np.square(cells).sum()) + 1e-6
     best = ("", -1.0, 0.0, np.zeros(3))
     for contents, length in ((WORDS, 3), (NUMBERS, 2)):

@@ -22,8 +22,9 @@ def share_of_shapes_read(scenes, radius, noise):
     return right / total
 
 
-def test_at_least_99_of_100_rendered_scenes_are_read_without_an_error():
-    scenes = list(Scenes(11, "unseen", length=400)) + list(Scenes(11, "train", length=100))
+@pytest.mark.parametrize("ground", ["plain", "flat", "textured", "mixed"])
+def test_at_least_99_of_100_rendered_scenes_are_read_without_an_error(ground):
+    scenes = list(Scenes(11, "unseen", 400, ground)) + list(Scenes(11, "train", 100, ground))
     right = sum((seen.shapes, seen.text) == (s.shapes, s.text) for s in scenes for seen in [detect(s.render())])
     assert right >= 0.99 * len(scenes)
 
@@ -59,6 +60,8 @@ def test_every_word_and_number_is_read_through_blur(row):
         Background("plain", (226, 228, 232)),
         Background("gradient", (250, 230, 214), (216, 241, 243)),
         Background("stripes", (233, 226, 248), vertical=False, period=4),
+        Background("texture", (226, 228, 232), strength="soft", seed=3),
+        Background("texture", (250, 243, 224), strength="strong", seed=4),
     ],
 )
 def test_an_empty_background_holds_nothing(background):
@@ -94,7 +97,7 @@ def test_images_and_arrays_are_read_alike():
 
 
 def test_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"expected a picture of shape \(72, 72, 3\), got \(32, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"expected an image of shape \(72, 72, 3\), got \(32, 32, 3\)"):
         detect(Image.new("RGB", (32, 32)))
 
 
