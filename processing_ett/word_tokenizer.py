@@ -23,7 +23,7 @@ def build_word_tokenizer(vocabulary: Sequence[str], spelled: Sequence[str] = ())
     top."`.
 
     Args:
-        vocabulary (`Sequence[str]`): Words, in any case; an entry with spaces or punctuation in it counts as its pieces.
+        vocabulary (`Sequence[str]`): Words, in any case; an entry with spaces or punctuation counts as its pieces.
             The words of the chat template and of the default captioning prompt are always included.
         spelled (`Sequence[str]`): Words that are spelled letter by letter, because images show their letters.
 

@@ -39,7 +39,7 @@ class Background:
     """What lies behind the shapes.
 
     `kind` is "plain" (one tint), "gradient" (from `tint` to `second_tint`), "stripes" (faint ones around `tint`) or
-    "texture" (smooth noise of several scales in grey and colour over a darkened `tint`, as photographs have). Tints are
+    "texture" (smooth noise of several scales in grey and colour over a darkened `tint`, as in photographs). Tints are
     RGB in 0..255. `vertical` says whether a gradient or stripes change from top to bottom; `period` is the stripes'
     period in pixels; `strength`, of STRENGTHS, and `seed` determine a texture.
     """

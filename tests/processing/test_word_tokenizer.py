@@ -23,6 +23,22 @@ def test_case_and_spacing_are_normalised(tokenizer):
     assert tokenizer.decode(tokenizer("  A RED   circle ,at the top .")["input_ids"]) == "a red circle, at the top."
 
 
+def test_numbers_are_spelled_digit_by_digit_and_read_as_one_word():
+    tokenizer = build_word_tokenizer(["it says 42 24"])
+    ids = tokenizer("it says 42 24")["input_ids"]
+    assert len(ids) == 6
+    assert tokenizer.decode(ids) == "it says 42 24"
+
+
+def test_spelled_words_share_the_tokens_of_their_letters():
+    tokenizer = build_word_tokenizer(["the word, catalog"], spelled=["cat", "tac"])
+    ids = tokenizer("the word cat, tac")["input_ids"]
+    assert tokenizer.decode(ids) == "the word cat, tac"
+    assert ids[3] == ids[7] and len(ids) == 9
+    assert len(tokenizer("catalog")["input_ids"]) == 1
+    assert unknown_words(tokenizer, "a cat and a dog") == ["a", "and", "dog"]
+
+
 def test_brackets_hyphens_and_apostrophes_are_set_as_in_print():
     tokenizer = build_word_tokenizer(["what's left-hand (a)"])
     assert tokenizer.decode(tokenizer("What's (a) left-hand")["input_ids"]) == "what's (a) left-hand"
