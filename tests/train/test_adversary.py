@@ -58,6 +58,24 @@ def test_accumulation_does_not_change_the_update_of_either_player(make_vision_to
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_accumulation_does_not_change_lecams_running_means(make_vision_tokenizer, arguments, make_items, steps):
+    """Without batch norm, which takes its statistics from a micro-batch. The learning rate of 0 keeps the logits."""
+    means = []
+    for sizes in ((4, 1), (1, 4)):
+        changes = {"adversarial_weight": 1.0, "discriminator_layers": 0, "learning_rate": 0.0}
+        args = one_step(arguments, *sizes, **changes)
+        args.max_steps = steps
+        trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+        trainer.train()
+        discriminator = trainer.adversary.discriminator
+        means.append((discriminator.lecam_real.item(), discriminator.lecam_fake.item()))
+    assert means[1] == pytest.approx(means[0], rel=1e-5)
+    moved = 1 - 0.999**steps
+    logged = trainer.state.log_history[0]
+    assert means[1] == pytest.approx((moved * logged["real_logits"], moved * logged["fake_logits"]), rel=1e-4)
+
+
 def test_the_discriminator_has_a_schedule_and_a_clipping_of_its_own(make_vision_tokenizer, arguments, make_items):
     args = arguments(
         max_steps=4,

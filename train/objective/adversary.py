@@ -35,6 +35,8 @@ class Adversary:
     def prepare(self, max_steps: int, checkpoint: str | Path | None):
         """Makes optimizer and schedule for a run of `max_steps`, as the folder of a checkpoint left them if given."""
         args = self.args
+        # A run that ended within a step leaves the step's sums behind.
+        self.discriminator.start_lecam_step()
         if checkpoint is not None:
             safetensors.torch.load_model(self.discriminator, Path(checkpoint) / WEIGHTS_NAME)
         elif dist.is_initialized():
@@ -77,7 +79,7 @@ class Adversary:
         self.discriminator.train()
         real_logits, fake_logits = self.discriminator(pixels), self.discriminator(reconstruction)
         hinge = discriminator_hinge_loss(real_logits, fake_logits)
-        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits)
+        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits, share)
         ((hinge + self.args.lecam_weight * lecam) * share).backward()
         return {
             "discriminator_loss": hinge,
@@ -98,6 +100,7 @@ class Adversary:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self.discriminator.start_lecam_step()
         return norm
 
 

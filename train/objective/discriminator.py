@@ -39,6 +39,9 @@ class PatchDiscriminator(nn.Module):
         self.lecam_decay = lecam_decay
         self.register_buffer("lecam_real", torch.zeros(()))
         self.register_buffer("lecam_fake", torch.zeros(()))
+        # The means before the present step, and the sums of its micro-batches so far. A checkpoint has neither: it is
+        # written between two steps.
+        self._lecam_step: tuple[torch.Tensor, torch.Tensor] | None = None
         self.apply(self._init_weights)
 
     @staticmethod
@@ -52,19 +55,47 @@ class PatchDiscriminator(nn.Module):
         """Pixels `(batch_size, 3, H, W)` in `[-1, 1]` to logits `(batch_size, 1, rows, columns)`, high where real."""
         return self.main(pixels)
 
-    def lecam_regularization(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-        """Updates the running means, with those of all processes, and returns the squared excess of logits over the
-        other side's mean, `()`."""
+    def lecam_regularization(
+        self, real_logits: torch.Tensor, fake_logits: torch.Tensor, share: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
+        """Updates the running means and returns the squared excess of the logits over the other side's mean.
+
+        The means move once per optimizer step, by the mean logits of all its micro-batches and processes. Each
+        micro-batch compares with the means that the step would leave if it ended with this micro-batch. With one
+        micro-batch per step this is the reference's order: update, then compare.
+        [`~PatchDiscriminator.start_lecam_step`] begins the next step.
+
+        Args:
+            real_logits, fake_logits (`torch.Tensor`): Logits of real and reconstructed images, of any shape.
+            share (`float`, defaults to 1.0): Weight of this process's micro-batch in the step's mean, times the number
+                of processes. The weights of a step sum to 1.
+
+        Returns:
+            `torch.Tensor` of shape `()`.
+        """
         with torch.no_grad():
-            means = torch.stack([real_logits.mean(), fake_logits.mean()]).to(self.lecam_real)
+            sums = torch.stack([real_logits.mean(), fake_logits.mean(), real_logits.new_ones(())])
+            sums = sums.to(self.lecam_real) * share
             if dist.is_initialized():
-                dist.all_reduce(means.div_(dist.get_world_size()))
-            self.lecam_real.lerp_(means[0], 1 - self.lecam_decay)
-            self.lecam_fake.lerp_(means[1], 1 - self.lecam_decay)
+                dist.all_reduce(sums.div_(dist.get_world_size()))
+            if self._lecam_step is None:
+                before = torch.stack([self.lecam_real, self.lecam_fake])
+            else:
+                before, former = self._lecam_step
+                sums = former + sums
+            self._lecam_step = before, sums
+            # Divided by the shares so far, the means never depend on how many micro-batches are still to come.
+            means = torch.lerp(before, sums[:2] / sums[2], 1 - self.lecam_decay)
+            self.lecam_real.copy_(means[0])
+            self.lecam_fake.copy_(means[1])
         return (
             F.relu(real_logits - self.lecam_fake).square().mean()
             + F.relu(self.lecam_real - fake_logits).square().mean()
         )
+
+    def start_lecam_step(self):
+        """Makes the running means, as they are now, those that the next optimizer step starts from."""
+        self._lecam_step = None
 
 
 def load_discriminator(path: str | Path, width: int, num_layers: int) -> PatchDiscriminator:
