@@ -59,6 +59,14 @@ class Adversary:
         state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         torch.save(state, Path(folder) / STATE_NAME)
 
+    def learns_at(self, step: int) -> bool:
+        """Whether the discriminator learns in a step, counted from 0."""
+        return step >= self.args.discriminator_start_step
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the generator's loss has the adversarial part in a step: not while the discriminator warms up."""
+        return step >= self.args.discriminator_start_step + self.args.discriminator_warmup_steps
+
     def fool(self, reconstruction: torch.Tensor, training: bool = True) -> torch.Tensor:
         """The generator's loss, of shape `()`; the discriminator's weights get no gradient from it.
 
