@@ -137,7 +137,8 @@ def in_one_piece(root: Path) -> dict[str, list[float]]:
 
 
 def lecam_means(folder: Path) -> list[float]:
-    """LeCAM's running means after a step of four images: at once in one process, in two micro-batches of each of two."""
+    """LeCAM's running means after a step of four images: one batch in one process, or two micro-batches in each of two
+    processes."""
     # Without batch norm, which takes its statistics from the micro-batch of a process.
     options = {**ADVERSARY, "discriminator_layers": 0, "max_steps": 1}
     world_size = int(os.environ.get("WORLD_SIZE", 1))

@@ -14,9 +14,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from ..arguments import ETTTrainingArguments
-from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from .discriminator import DISCRIMINATOR_NAME, PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
-WEIGHTS_NAME = "discriminator.safetensors"
 STATE_NAME = "discriminator_optimizer.pt"
 
 
@@ -38,7 +37,7 @@ class Adversary:
         # A run that ended within a step leaves the step's sums behind.
         self.discriminator.start_lecam_step()
         if checkpoint is not None:
-            safetensors.torch.load_model(self.discriminator, Path(checkpoint) / WEIGHTS_NAME)
+            safetensors.torch.load_model(self.discriminator, Path(checkpoint) / DISCRIMINATOR_NAME)
         elif dist.is_initialized():
             for tensor in self.discriminator.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -55,9 +54,13 @@ class Adversary:
 
     def save(self, folder: str | Path):
         """Writes all that [`~Adversary.prepare`] goes on from."""
-        safetensors.torch.save_model(self.discriminator, str(Path(folder) / WEIGHTS_NAME))
+        self.save_weights(folder)
         state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         torch.save(state, Path(folder) / STATE_NAME)
+
+    def save_weights(self, folder: str | Path):
+        """Writes the discriminator's weights and buffers, LeCAM's running means among them."""
+        safetensors.torch.save_model(self.discriminator, str(Path(folder) / DISCRIMINATOR_NAME))
 
     def learns_at(self, step: int) -> bool:
         """Whether the discriminator learns in a step, counted from 0."""

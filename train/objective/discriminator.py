@@ -9,6 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+DISCRIMINATOR_NAME = "discriminator.safetensors"
+"""File of a discriminator, in a checkpoint and in a finished folder."""
+
+FIRST_WEIGHT = "main.0.weight"
+
 
 class PatchDiscriminator(nn.Module):
     """Judges overlapping patches of a picture real or reconstructed (PatchGAN, Isola et al. 2017).
@@ -99,36 +104,67 @@ class PatchDiscriminator(nn.Module):
 
 
 def load_discriminator(path: str | Path, width: int, num_layers: int) -> PatchDiscriminator:
-    """A discriminator from a file: one that `ett convert-tokenizer --discriminator` wrote, or a checkpoint's.
+    """A discriminator from a file: one of a finished folder, of a checkpoint or of `ett convert-tokenizer`.
 
     Raises:
         ValueError: There is no such file, or its tensors are not those of a discriminator of this size.
     """
+    check_discriminator(path, width, num_layers)
     discriminator = PatchDiscriminator(width=width, num_layers=num_layers)
-    try:
-        found = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"model.discriminator='{path}' cannot be read as a safetensors file: {error}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in discriminator.state_dict().items()}
+    discriminator.load_state_dict(safetensors.torch.load_file(path))
+    return discriminator
+
+
+def check_discriminator(path: str | Path, width: int, num_layers: int):
+    """Compares the names and shapes in a file with those of a discriminator of this size; no tensor is read.
+
+    Raises:
+        ValueError: There is no such file, or its tensors are others.
+    """
+    found = _shapes(path)
+    with torch.device("meta"):
+        expected = PatchDiscriminator(width=width, num_layers=num_layers).state_dict()
     misfits = sorted(
         name
-        for name in shapes.keys() | found.keys()
-        if name not in found or shapes.get(name) != tuple(found[name].shape)
+        for name in expected.keys() | found.keys()
+        if name not in found or name not in expected or tuple(expected[name].shape) != found[name]
     )
     if misfits:
         advice = "it is no discriminator of ETT"
-        if "main.0.weight" in found:
-            layers = sum(name.endswith("running_mean") for name in found)
+        if FIRST_WEIGHT in found:
+            own_width, layers = _size(found)
             advice = (
-                f"for this file set training.discriminator_width={len(found['main.0.weight'])} and "
-                f"training.discriminator_layers={layers}"
+                f"for this file set training.discriminator_width={own_width} and "
+                f"training.discriminator_layers={layers}, or start a new one with model.discriminator=new"
             )
         raise ValueError(
-            f"model.discriminator='{path}' does not fit a discriminator of width {width} with {num_layers} layers in "
+            f"The discriminator '{path}' does not fit a discriminator of width {width} with {num_layers} layers in "
             f"{', '.join(misfits)}; {advice}."
         )
-    discriminator.load_state_dict(found)
-    return discriminator
+
+
+def discriminator_size(path: str | Path) -> tuple[int, int]:
+    """Width and number of layers of the discriminator in a file; no tensor is read.
+
+    Raises:
+        ValueError: There is no such file, or it holds no discriminator.
+    """
+    found = _shapes(path)
+    if FIRST_WEIGHT not in found:
+        raise ValueError(f"The discriminator '{path}' has no tensor {FIRST_WEIGHT}; it is no discriminator of ETT.")
+    return _size(found)
+
+
+def _shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"The discriminator '{path}' cannot be read as a safetensors file: {error}") from error
+
+
+def _size(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int]:
+    return shapes[FIRST_WEIGHT][0], sum(name.endswith("running_mean") for name in shapes)
 
 
 def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
@@ -141,4 +177,12 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     return F.softplus(-fake_logits.flatten(1).mean(dim=1)).mean()
 
 
-__all__ = ["PatchDiscriminator", "discriminator_hinge_loss", "generator_loss", "load_discriminator"]
+__all__ = [
+    "DISCRIMINATOR_NAME",
+    "PatchDiscriminator",
+    "check_discriminator",
+    "discriminator_hinge_loss",
+    "discriminator_size",
+    "generator_loss",
+    "load_discriminator",
+]
