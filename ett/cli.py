@@ -17,6 +17,9 @@ Image = Annotated[str, typer.Argument(help="Image file or URL.", show_default=Fa
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
+WithDiscriminator = Annotated[
+    bool, typer.Option("--with-discriminator", help="Keep discriminator.safetensors, to continue training from.")
+]
 
 
 @command(resumable=True)
@@ -188,9 +191,10 @@ def reconstruction(
 def export(
     model: Annotated[Path, typer.Argument(help="Folder of an ETT model or a tokenizer.", show_default=False)],
     folder: Annotated[Path, typer.Argument(help="New or empty folder to write.", show_default=False)],
+    with_discriminator: WithDiscriminator = False,
 ):
     """Copy a model's folder with its code, so that it loads where ETT is not installed."""
-    room("hub_cards").export_folder(model, folder)
+    room("hub_cards").export_folder(model, folder, with_discriminator)
     typer.echo(f"Wrote {folder}: Auto classes and pipelines load it with trust_remote_code=True.")
 
 
@@ -199,9 +203,11 @@ def push(
     folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    with_discriminator: WithDiscriminator = False,
 ):
     """Upload a model's folder to the Hugging Face Hub."""
-    typer.echo(f"Uploaded: {room('hub_cards').push_folder(folder, repo, private=private)}")
+    address = room("hub_cards").push_folder(folder, repo, private=private, with_discriminator=with_discriminator)
+    typer.echo(f"Uploaded: {address}")
 
 
 def main():

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .folders import IGNORED, read_config, require
+from .folders import ignored_files, read_config, require
 
 VISION_TOKENIZER = "vision_tokenizer"
 """Subfolder in which diffusers finds the tokenizer of an ETT model."""
@@ -57,7 +57,7 @@ _MODEL_INDEX = {
 """By which diffusers finds the pipeline's code; model and processor it is given."""
 
 
-def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
+def export_folder(model: str | os.PathLike, folder: str | os.PathLike, with_discriminator: bool = False) -> Path:
     """Writes a copy of a model's folder that `trust_remote_code=True` loads without ETT being installed.
 
     The model's files are copied, less those that are not pushed either; beside them stands the code that they need,
@@ -68,12 +68,14 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
     Args:
         model: Folder of an ETT model or of an IBQ tokenizer, such as training leaves.
         folder: New or empty folder. It is there in whole or not at all.
+        with_discriminator: Copy `discriminator.safetensors`, too, from which others can continue training.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `model` is no complete folder of such a model, or is an exported one; `folder` is taken.
+        ValueError: `model` is no complete folder of such a model, or is an exported one, or lacks the discriminator
+            that is asked for; `folder` is taken.
     """
     model, folder = Path(model), Path(folder).resolve()
     config = read_config(model)
@@ -87,7 +89,7 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike) -> Path:
     draws = config.get("visual_head", False)
     code = _sources(_TOKENIZER_FOLDER_CODE if is_tokenizer else _DRAWING_CODE if draws else _MODEL_CODE)
     names = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
-    names = list(filter_repo_objects(names, ignore_patterns=IGNORED))
+    names = list(filter_repo_objects(names, ignore_patterns=ignored_files(model, with_discriminator)))
     taken = sorted(code.keys() & set(names))
     require(model, not taken, f"{', '.join(taken)} already; give the folder that it was exported from")
     _check_target(folder)

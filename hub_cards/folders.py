@@ -4,6 +4,9 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
+DISCRIMINATOR = "discriminator.safetensors"
+"""File that training leaves for the next stage. A model does not need it, so it is published on request only."""
+
 # Training's own files; and weights that would have to be unpickled are never published.
 IGNORED = [
     "checkpoint-*",
@@ -18,7 +21,20 @@ IGNORED = [
     "*.pt",
     "*.pth",
     "*.ckpt",
+    DISCRIMINATOR,
 ]
+
+
+def ignored_files(folder: Path, with_discriminator: bool = False) -> list[str]:
+    """Patterns of the files of a folder that are not published.
+
+    Raises:
+        ValueError: The discriminator is asked for, and the folder has none.
+    """
+    if not with_discriminator:
+        return IGNORED
+    require(folder, (folder / DISCRIMINATOR).is_file(), f"no {DISCRIMINATOR}; leave --with-discriminator out")
+    return [pattern for pattern in IGNORED if pattern != DISCRIMINATOR]
 
 
 def read_config(folder: Path) -> dict:
@@ -49,4 +65,4 @@ def require(folder: Path, condition: bool, found: str):
         raise ValueError(f"{folder} holds {found}.")
 
 
-__all__ = ["IGNORED", "read_config", "require"]
+__all__ = ["DISCRIMINATOR", "IGNORED", "ignored_files", "read_config", "require"]

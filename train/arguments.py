@@ -27,7 +27,7 @@ class ETTTrainingArguments(TrainingArguments):
 
     Parameters that control the discriminator:
         discriminator_learning_rate, discriminator_lr_scheduler_type, discriminator_max_grad_norm,
-        discriminator_start_step, discriminator_width, discriminator_layers, lecam_weight.
+        discriminator_start_step, discriminator_warmup_steps, discriminator_width, discriminator_layers, lecam_weight.
 
     Parameters that control the optimizer:
         part_learning_rates, muon_rate_factor, ema_decay.
@@ -84,6 +84,10 @@ class ETTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Its gradients are clipped to this norm; by default as the generator's."}
     )
     discriminator_start_step: int = field(default=0, metadata={"help": "First step with a discriminator."})
+    discriminator_warmup_steps: int = field(
+        default=0,
+        metadata={"help": "Its first steps, in which it learns and its loss does not count for the generator."},
+    )
     discriminator_width: int = field(default=64, metadata={"help": "Channels of its first layer."})
     discriminator_layers: int = field(default=3, metadata={"help": "Its layers that halve the resolution."})
     lecam_weight: float = field(default=0.05, metadata={"help": "Weight of LeCAM regularization."})
@@ -140,6 +144,11 @@ class ETTTrainingArguments(TrainingArguments):
             raise ValueError(f"muon_rate_factor is {self.muon_rate_factor}; expected a number above 0, or null.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; expected a number between 0 and 1, or null.")
+        if self.discriminator_warmup_steps < 0:
+            raise ValueError(
+                f"discriminator_warmup_steps is {self.discriminator_warmup_steps}; expected a number of steps, or 0 "
+                "for none."
+            )
         if self.sample_steps < 0:
             raise ValueError(f"sample_steps is {self.sample_steps}; expected a number of steps, or 0 for none.")
 

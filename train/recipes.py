@@ -29,8 +29,10 @@ class ModelSection:
         codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
             codebook keeps the codes that the training data use most, a larger one splits them.
         codebook_pictures: Pictures of the training data on which the use of codes is counted for that.
-        discriminator: Where the tokenizer learns: file of a discriminator to start from, which
-            `ett convert-tokenizer --discriminator` wrote, or a checkpoint's.
+        discriminator: Where the tokenizer learns: the discriminator to start from. By default this is
+            `discriminator.safetensors` of the folder `path` or `vision_tokenizer`, or a new one where the folder has
+            none. `new` always starts a new one. Anything else is a file: of a finished folder, of a checkpoint, or of
+            `ett convert-tokenizer --discriminator`.
         image_size: Pixels along each side of the pictures.
         visual_head: Whether the model draws.
         visual_embedding: `codebook`, or `index` for the paper's baseline.

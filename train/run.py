@@ -53,7 +53,7 @@ from .models.building import build_model, changes_codebook, load_model
 from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
-from .objective.discriminator import PatchDiscriminator, load_discriminator
+from .objective.starting_point import find_discriminator, passed_on_discriminator, save_discriminator
 from .recipes import Recipe, load_recipe
 from .sharding import find_deepspeed_config, whole_weights
 from .trainer import ETTTrainer, train_only
@@ -118,7 +118,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     model, processor = build_model(recipe, examples)
     if recipe.task != "reconstruction":
         model.config.answers = recipe.task != "drawing"
-    discriminator = starting_discriminator(recipe, args)
+    discriminator_start = find_discriminator(recipe, args)
+    kept_discriminator = discriminator_start.path if discriminator_start else passed_on_discriminator(recipe)
     has_other_codebook = changes_codebook(recipe, model)
     train_dataset = build_dataset(recipe, examples, model, processor, seed, progress)
     if has_other_codebook:
@@ -137,7 +138,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     trainer = ETTTrainer(
         model=model,
         args=args,
-        discriminator=discriminator,
+        discriminator=discriminator_start and discriminator_start.load(),
         train_dataset=train_dataset,
         data_collator=build_collator(recipe, processor),
         processing_class=processor,
@@ -146,6 +147,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     trainer.remove_callback(ProgressCallback)
     if progress:
         trainer.add_callback(FiguresProgressCallback(title))
+    if args.should_save and checkpoint is None and discriminator_start and discriminator_start.warning:
+        logger.warning("%s", discriminator_start.warning)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted_by:
@@ -176,7 +179,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
-        finish_folder(trainer, output_dir, record, recipe, weights)
+        finish_folder(trainer, output_dir, record, recipe, weights, kept_discriminator)
     PartialState().wait_for_everyone()
 
 
@@ -255,22 +258,6 @@ def filters_report(trainer: ETTTrainer, examples: Examples | Stream) -> list[dic
 # Starting points
 
 
-def starting_discriminator(recipe: Recipe, args: ETTTrainingArguments) -> PatchDiscriminator | None:
-    """The discriminator of the recipe's file, or none, where a new one will do.
-
-    Raises:
-        ValueError: This stage trains no discriminator, or the file does not fit.
-    """
-    if recipe.model.discriminator is None:
-        return None
-    if "vision_tokenizer" not in recipe.train or not args.adversarial_weight:
-        raise ValueError(
-            "model.discriminator is given, but this stage trains none: that needs vision_tokenizer in train and "
-            "training.adversarial_weight above 0."
-        )
-    return load_discriminator(recipe.model.discriminator, args.discriminator_width, args.discriminator_layers)
-
-
 def change_codebook(
     tokenizer: IBQModel,
     recipe: Recipe,
@@ -301,12 +288,14 @@ def finish_folder(
     record: dict[str, Any],
     recipe: Recipe,
     weights: dict[str, torch.Tensor] | None = None,
+    kept_discriminator: Path | None = None,
 ):
     """Writes the model beside the run and moves it in, the record last: a folder with a record is complete. Adapters
     are merged, and kept in a folder of their own, or are all that the folder holds.
 
     Args:
         weights: Where the model is in shards, all of its weights.
+        kept_discriminator: File of the discriminator that the folder gets where the run has trained none.
 
     Raises:
         CheckpointError: The disk is full, for instance.
@@ -328,6 +317,9 @@ def finish_folder(
             else:
                 model.save_pretrained(partial)
             trainer.processing_class.save_pretrained(partial)
+            record["discriminator"] = save_discriminator(
+                partial, trainer.adversary, trainer.state.global_step, kept_discriminator
+            )
         except (OSError, SafetensorError) as error:
             message = trainer.describe_failure(partial, error)
             shutil.rmtree(partial, ignore_errors=True)

@@ -264,7 +264,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             losses["perceptual"] = self.perceptual(real, fake).mean()
             fidelity = fidelity + args.perceptual_weight * losses["perceptual"]
         total = fidelity + args.quantization_weight * losses["quantization"] + args.entropy_weight * losses["entropy"]
-        if self.adversary is not None and self.state.global_step >= args.discriminator_start_step:
+        if self.adversary is not None and self.adversary.counts_at(self.state.global_step):
             losses["adversarial"] = self.adversary.fool(fake, self.model.training)
             weight = args.adversarial_weight
             if args.adaptive_adversarial_weight and self.model.training:
@@ -273,8 +273,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
                 self._record("adversarial_balance", balance)
                 weight = weight * balance
             total = total + weight * losses["adversarial"]
-            if self.model.training:
-                self._shown = real, fake.detach()
+        if self.adversary is not None and self.model.training and self.adversary.learns_at(self.state.global_step):
+            self._shown = real, fake.detach()
         for name, value in losses.items():
             self._record(f"{name}_loss", value)
         self._record("vq_loss", total)

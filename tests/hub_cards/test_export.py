@@ -403,6 +403,22 @@ def test_files_of_one_name_in_two_rooms_are_refused(tmp_path, monkeypatch):
         export._sources(("modeling/modeling.py", "processing/processing.py"))
 
 
+def test_the_discriminator_is_exported_on_request_only(models, tmp_path):
+    model = shutil.copytree(models / "tokenizer", tmp_path / "tokenizer")
+    (model / "discriminator.safetensors").write_bytes(b"weights")
+    plain = export_folder(model, tmp_path / "plain")
+    assert not (plain / "discriminator.safetensors").exists()
+    arguments = ["export", str(model), str(tmp_path / "with"), "--with-discriminator"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert (tmp_path / "with" / "discriminator.safetensors").read_bytes() == b"weights"
+
+
+def test_a_discriminator_that_is_not_there_is_refused(models, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no discriminator\.safetensors; leave --with-discriminator out"):
+        export_folder(models / "tokenizer", tmp_path / "exported", with_discriminator=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command(models, tmp_path):
     result = CliRunner().invoke(app, ["export", str(models / "tokenizer"), str(tmp_path / "exported")])
     assert result.exit_code == 0 and "trust_remote_code=True" in result.stdout

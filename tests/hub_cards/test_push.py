@@ -73,6 +73,20 @@ def test_training_state_and_pickles_stay_behind(api, folder):
     assert api.uploaded[1] == ["README.md", "config.json", "model.safetensors", "training.json"]
 
 
+def test_the_discriminator_is_uploaded_on_request_only(api, folder):
+    (folder / "discriminator.safetensors").touch()
+    push_folder(folder, "me/ett-chat")
+    assert api.uploaded[1] == ["README.md", "config.json", "model.safetensors"]
+    push_folder(folder, "me/ett-chat", with_discriminator=True)
+    assert api.uploaded[1] == ["README.md", "config.json", "discriminator.safetensors", "model.safetensors"]
+
+
+def test_a_discriminator_that_is_not_there_is_refused_before_anything_is_sent(api, folder):
+    with pytest.raises(ValueError, match=r"holds no discriminator\.safetensors; leave --with-discriminator out"):
+        push_folder(folder, "me/ett-chat", with_discriminator=True)
+    assert api.repo is None
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("README.md", "no model card")],

@@ -132,7 +132,21 @@ def curve(trainer: ETTTrainer) -> list[float]:
 def in_one_piece(root: Path) -> dict[str, list[float]]:
     results = {stage: curve(train(root / stage, stage)) for stage in STAGES}
     results["adversary"] = curve(train(root / "adversary", "semantic", **ADVERSARY, **SHORT))
+    results["lecam"] = lecam_means(root / "lecam")
     return results
+
+
+def lecam_means(folder: Path) -> list[float]:
+    """LeCAM's running means after a step of four images: one batch in one process, or two micro-batches in each of two
+    processes."""
+    # Without batch norm, which takes its statistics from the micro-batch of a process.
+    options = {**ADVERSARY, "discriminator_layers": 0, "max_steps": 1}
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = 1 if world_size == 1 else 2
+    options |= {"gradient_accumulation_steps": accumulation}
+    options |= {"per_device_train_batch_size": 4 // (world_size * accumulation)}
+    discriminator = train(folder, "semantic", **options).adversary.discriminator
+    return [discriminator.lecam_real.item(), discriminator.lecam_fake.item()]
 
 
 def in_shards(root: Path) -> dict[str, list[float]]:

@@ -58,6 +58,24 @@ def test_accumulation_does_not_change_the_update_of_either_player(make_vision_to
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_accumulation_does_not_change_lecams_running_means(make_vision_tokenizer, arguments, make_items, steps):
+    """Without batch norm, which takes its statistics from a micro-batch. The learning rate of 0 keeps the logits."""
+    means = []
+    for sizes in ((4, 1), (1, 4)):
+        changes = {"adversarial_weight": 1.0, "discriminator_layers": 0, "learning_rate": 0.0}
+        args = one_step(arguments, *sizes, **changes)
+        args.max_steps = steps
+        trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+        trainer.train()
+        discriminator = trainer.adversary.discriminator
+        means.append((discriminator.lecam_real.item(), discriminator.lecam_fake.item()))
+    assert means[1] == pytest.approx(means[0], rel=1e-5)
+    moved = 1 - 0.999**steps
+    logged = trainer.state.log_history[0]
+    assert means[1] == pytest.approx((moved * logged["real_logits"], moved * logged["fake_logits"]), rel=1e-4)
+
+
 def test_the_discriminator_has_a_schedule_and_a_clipping_of_its_own(make_vision_tokenizer, arguments, make_items):
     args = arguments(
         max_steps=4,
@@ -127,6 +145,39 @@ def test_the_discriminator_waits_for_its_first_step(make_vision_tokenizer, argum
     first, second = [entry for entry in trainer.state.log_history if "vq_loss" in entry]
     assert "adversarial_loss" not in first and "discriminator_loss" not in first
     assert "adversarial_loss" in second and "discriminator_loss" in second
+
+
+def test_a_discriminator_that_warms_up_learns_and_gives_the_generator_no_gradient(
+    make_vision_tokenizer, arguments, make_items
+):
+    updates = []
+    for changes in ({"adversarial_weight": 1.0, "discriminator_warmup_steps": 1}, {"adversarial_weight": 0.0}):
+        tokenizer = make_vision_tokenizer()
+        before = snapshot(tokenizer)
+        trainer = make_trainer(tokenizer, one_step(arguments, 4, 1, **changes), make_items())
+        discriminator = trainer.adversary and snapshot(trainer.adversary.discriminator)
+        trainer.train()
+        if discriminator:
+            assert changed(discriminator, trainer.adversary.discriminator) == set(discriminator)
+        updates.append({name: before[name] - value for name, value in tokenizer.state_dict().items()})
+    torch.testing.assert_close(updates[0], updates[1], rtol=0, atol=0)
+
+
+def test_the_adversarial_loss_counts_once_the_discriminator_has_warmed_up(
+    make_vision_tokenizer, arguments, make_items
+):
+    """It starts at step 1 and warms up for one step."""
+    args = arguments(max_steps=3, discriminator_start_step=1, discriminator_warmup_steps=1)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "vq_loss" in entry]
+    assert ["discriminator_loss" in step for step in steps] == [False, True, True]
+    assert ["adversarial_loss" in step for step in steps] == [False, False, True]
+
+
+def test_a_negative_warm_up_is_an_error(arguments):
+    with pytest.raises(ValueError, match="discriminator_warmup_steps is -1; expected a number of steps, or 0"):
+        arguments(discriminator_warmup_steps=-1)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def make_stage(make_model, make_vision_tokenizer, make_language_model, make_item
 
 
 STAGES = {
-    "tokenizer": ([], {"ema_decay": 0.5, "gradient_accumulation_steps": 2}),
+    "tokenizer": ([], {"ema_decay": 0.5, "gradient_accumulation_steps": 2, "discriminator_warmup_steps": 2}),
     "alignment": (["projector"], {"dataloader_num_workers": 2}),
     "joint": (
         ["vision_tokenizer", "projector", "language_model"],
@@ -88,7 +88,7 @@ def course(trainer):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(make_stage, tmp_path, stage):
-    """From the middle of an epoch and from an epoch's end."""
+    """From the middle of an epoch and from an epoch's end, which ends the warm-up of the tokenizer's discriminator."""
     whole = make_stage(stage, save_strategy="steps", save_steps=1)
     whole.train()
     expected = course(whole)

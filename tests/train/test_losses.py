@@ -47,8 +47,23 @@ def test_lecam_compares_with_running_means_that_it_first_updates():
     assert discriminator.lecam_real.item() == pytest.approx(0.1)
     assert discriminator.lecam_fake.item() == pytest.approx(-0.1)
     assert first.item() == pytest.approx((0.6**2 + 1.6**2) / 2 + (2.1**2 + 0.1**2) / 2)
+    discriminator.start_lecam_step()
     discriminator.lecam_regularization(real, fake)
     assert discriminator.lecam_real.item() == pytest.approx(0.19)
+
+
+def test_lecams_running_means_move_once_a_step_by_the_mean_of_its_micro_batches():
+    """Each micro-batch compares with the means of the step so far: 0.1 x 1, then 0.1 x (0.75 x 1 + 0.25 x 5)."""
+    discriminator = PatchDiscriminator(3, 8, 1, lecam_decay=0.9)
+    zeros = torch.zeros(2)
+    first = discriminator.lecam_regularization(torch.ones(6), zeros, 0.75)
+    assert first.item() == pytest.approx(1.0 + 0.1**2)
+    second = discriminator.lecam_regularization(torch.full((2,), 5.0), zeros, 0.25)
+    assert second.item() == pytest.approx(5.0**2 + 0.2**2)
+    assert discriminator.lecam_real.item() == pytest.approx(0.2)
+    discriminator.start_lecam_step()
+    discriminator.lecam_regularization(torch.ones(2), zeros)
+    assert discriminator.lecam_real.item() == pytest.approx(0.9 * 0.2 + 0.1)
 
 
 def test_lecams_running_means_are_saved_with_the_weights():

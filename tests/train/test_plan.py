@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 import ett.cli
 from train import load_recipe, train_only
 from train.models.building import build_model
+from train.objective.discriminator import PatchDiscriminator
 from train.planning.footprint import peak_bytes
 from train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
 
@@ -75,6 +77,52 @@ def test_no_weight_is_made(model_folder):
 def test_a_name_on_the_hub_that_is_out_of_reach_is_an_error():
     with pytest.raises(ValueError, match=r"The configuration of 'someone/absent' is no folder here, not in the cache"):
         plan_recipe("stage1_alignment", ["model.language_model=someone/absent", TOKENIZER])
+
+
+# The discriminator
+
+
+def discriminator_lines(stage, overrides):
+    report = plan_recipe(stage, overrides).report()
+    _, separator, rest = report.partition("# Discriminator\n")
+    return [line.removeprefix("#   ") for line in rest.split("\n#\n")[0].splitlines()] if separator else None
+
+
+def test_the_plan_names_the_discriminator_that_a_run_continues(model_folder):
+    path = f"{model_folder}/discriminator.safetensors"
+    safetensors.torch.save_model(PatchDiscriminator(width=8, num_layers=1), path)
+    assert discriminator_lines("stage2_semantic", [f"model.path={model_folder}", *SMALL]) == [
+        f"continues '{path}' (width 8, 1 layers)",
+        "learns from step 0; its loss counts from step 0",
+    ]
+    with pytest.raises(ValueError, match=r"for this file set training\.discriminator_width=8"):
+        plan_recipe("stage2_semantic", [f"model.path={model_folder}", *SMALL, "training.discriminator_width=16"])
+
+
+def test_the_plan_warns_of_a_new_discriminator_beside_a_trained_tokenizer(model_folder):
+    assert discriminator_lines("stage2_semantic", [f"model.path={model_folder}", *SMALL]) == [
+        "a new discriminator (width 8, 1 layers)",
+        "learns from step 0; its loss counts from step 0",
+        f"A new discriminator starts beside the trained tokenizer of '{model_folder}': let it learn first "
+        "(training.discriminator_warmup_steps), or continue a trained one (model.discriminator=FILE).",
+    ]
+
+
+def test_the_plan_tells_when_a_discriminator_learns_and_counts(model_folder):
+    steps = ["training.discriminator_start_step=100", "training.discriminator_warmup_steps=1000"]
+    assert discriminator_lines("stage2_semantic", [f"model.path={model_folder}", *SMALL, *steps]) == [
+        "a new discriminator (width 8, 1 layers)",
+        "learns from step 100; its loss counts from step 1,100",
+    ]
+
+
+def test_the_plan_of_a_new_tokenizer_has_no_warning():
+    lines = discriminator_lines("tokenizer", ["data.source=scenes", TOKENIZER, *SMALL])
+    assert lines[0] == "a new discriminator (width 8, 1 layers)" and len(lines) == 2
+
+
+def test_the_plan_of_a_stage_without_a_discriminator_names_none(model_folder):
+    assert discriminator_lines("stage3_chat", [f"model.path={model_folder}", *SMALL]) is None
 
 
 # Steps

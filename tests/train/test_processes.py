@@ -54,9 +54,14 @@ def test_two_processes_have_the_losses_of_one(one, two, stage):
 
 
 def test_with_an_adversary_two_processes_have_nearly_the_losses_of_one(one, two):
-    """The discriminator's batch norm and LeCAM's means are those of each process."""
+    """The discriminator's batch norm takes its statistics from each process."""
     assert two["adversary"] == pytest.approx(one["adversary"], rel=2e-2)
     assert two["adversary"][0] != two["semantic"][0]
+
+
+def test_lecams_running_means_are_those_of_one_process_and_one_batch(one, two):
+    assert two["lecam"] == pytest.approx(one["lecam"], rel=1e-4)
+    assert one["lecam"][0] != 0
 
 
 @pytest.mark.parametrize("stage", ["alignment", "semantic", "untied", "lora"])

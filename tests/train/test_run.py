@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
@@ -141,6 +142,48 @@ def test_the_record_tells_how_a_folder_was_made(stages):
     assert [entry["step"] for entry in logged] == [1, 2]
     assert {"reconstruction_loss", "adversarial_loss", "psnr", "codebook_usage"} <= set(logged[0])
     assert set(told["versions"]) >= {"python", "torch", "transformers", "diffusers"}
+
+
+# The discriminator
+
+
+def discriminator_of(folder):
+    return (folder / "discriminator.safetensors").read_bytes()
+
+
+def test_a_stage_that_trains_a_discriminator_leaves_it_beside_the_model(stages):
+    for name in ("tokenizer", "semantic"):
+        checkpoint = stages[name] / "training" / "checkpoint-2"
+        assert discriminator_of(stages[name]) == discriminator_of(checkpoint)
+        assert record(stages[name])["discriminator"] == {"width": 8, "layers": 1}
+    assert load_file(stages["tokenizer"] / "discriminator.safetensors")["lecam_real"] != 0
+
+
+def test_the_stages_between_pass_the_discriminator_on(stages, tmp_path):
+    alignment = run_recipe("demo_alignment", [*TINY, f"model.path={stages['language']}"], tmp_path / "alignment")
+    for folder in (stages["language"], alignment):
+        assert discriminator_of(folder) == discriminator_of(stages["tokenizer"])
+        assert record(folder)["discriminator"] == {"width": 8, "layers": 1}
+
+
+def test_a_stage_3_folder_has_no_discriminator(stages):
+    for name in ("chat", "gen"):
+        assert not (stages[name] / "discriminator.safetensors").exists()
+        assert record(stages[name])["discriminator"] is None
+
+
+def test_stage_2_continues_the_discriminator_of_the_tokenizers_stage(stages, tmp_path, monkeypatch):
+    trainers = []
+    monkeypatch.setattr(ETTTrainer, "train", lambda self, **kwargs: trainers.append(self))
+    run_recipe("stage2_semantic", [*TINY, f"model.path={stages['language']}"], tmp_path / "semantic")
+    expected = load_file(stages["tokenizer"] / "discriminator.safetensors")
+    torch.testing.assert_close(dict(trainers[0].adversary.discriminator.state_dict()), expected, rtol=0, atol=0)
+
+
+def test_a_new_discriminator_that_never_learned_is_not_kept(tmp_path):
+    out = run_recipe("demo_tokenizer", [*TOKENIZER, "training.discriminator_start_step=2"], tmp_path / "tokenizer")
+    assert not (out / "discriminator.safetensors").exists()
+    assert record(out)["discriminator"] is None
 
 
 def test_a_finished_folder_is_left_as_it_is(stages, monkeypatch, caplog):

@@ -2,6 +2,8 @@
 another size; and which weights the finished folder holds."""
 
 import json
+import logging
+import shutil
 
 import pytest
 import safetensors.torch
@@ -28,6 +30,10 @@ SCENES = [
     "training.discriminator_width=8",
     "training.discriminator_layers=2",
 ]
+LANGUAGE_MODEL = (
+    "model.language_model={model_type: qwen2, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
+    "num_key_value_heads: 2, intermediate_size: 64}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,84 @@ def test_a_start_that_cannot_be_is_an_error_and_leaves_nothing(converted, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+# The discriminator of a folder
+
+
+@pytest.fixture
+def with_discriminator(converted, tmp_path):
+    """A tokenizer's folder with a discriminator in it, as its stage would leave it."""
+    folder = shutil.copytree(converted[0], tmp_path / "with-discriminator")
+    shutil.copyfile(converted[1], folder / "discriminator.safetensors")
+    return folder
+
+
+def test_training_continues_the_discriminator_of_the_folder(with_discriminator, at_start, tmp_path):
+    run_recipe("tokenizer", [*SCENES, f"model.path={with_discriminator}"], tmp_path / "out")
+    expected = safetensors.torch.load_file(with_discriminator / "discriminator.safetensors")
+    assert_equal(at_start[0].adversary.discriminator.state_dict(), expected)
+
+
+def test_a_new_discriminator_starts_where_the_recipe_says_new(with_discriminator, at_start, tmp_path):
+    overrides = [*SCENES, f"model.path={with_discriminator}", "model.discriminator=new"]
+    run_recipe("tokenizer", overrides, tmp_path / "out")
+    folders = safetensors.torch.load_file(with_discriminator / "discriminator.safetensors")
+    assert not torch.equal(at_start[0].adversary.discriminator.main[0].weight, folders["main.0.weight"])
+
+
+def test_a_file_takes_the_place_of_the_folders_discriminator(with_discriminator, at_start, tmp_path):
+    tensors = safetensors.torch.load_file(with_discriminator / "discriminator.safetensors")
+    tensors["lecam_real"] = torch.tensor(2.0)
+    safetensors.torch.save_file(tensors, tmp_path / "other.safetensors")
+    overrides = [*SCENES, f"model.path={with_discriminator}", f"model.discriminator={tmp_path / 'other.safetensors'}"]
+    run_recipe("tokenizer", overrides, tmp_path / "out")
+    assert at_start[0].adversary.discriminator.lecam_real == 2
+
+
+def test_a_folders_discriminator_of_another_size_is_an_error_that_says_what_to_set(with_discriminator, tmp_path):
+    overrides = [*SCENES, f"model.path={with_discriminator}", "training.discriminator_layers=3"]
+    with pytest.raises(ValueError) as caught:
+        run_recipe("tokenizer", overrides, tmp_path / "out")
+    assert "set training.discriminator_width=8 and training.discriminator_layers=2" in str(caught.value)
+    assert "or start a new one with model.discriminator=new" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_a_discriminator_is_not_passed_on(with_discriminator, tmp_path):
+    shutil.copyfile(
+        with_discriminator / "diffusion_pytorch_model.safetensors", with_discriminator / "discriminator.safetensors"
+    )
+    overrides = [*SCENES, f"model.vision_tokenizer={with_discriminator}", LANGUAGE_MODEL]
+    with pytest.raises(ValueError, match=r"discriminator\.safetensors' has no tensor main\.0\.weight"):
+        run_recipe("demo_language", overrides, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+WARNING = "A new discriminator starts beside the trained tokenizer of '{}': let it learn first"
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ([], True),
+        (["training.discriminator_warmup_steps=1"], False),
+        (["training.adversarial_weight=0"], False),
+    ],
+    ids=["at once", "after a warm-up", "none at all"],
+)
+def test_a_new_discriminator_beside_a_trained_tokenizer_is_a_warning(
+    converted, at_start, tmp_path, caplog, changes, warned
+):
+    with caplog.at_level(logging.WARNING, logger="train.run"):
+        run_recipe("tokenizer", [*SCENES, f"model.path={converted[0]}", *changes], tmp_path / "out")
+    assert (WARNING.format(converted[0]) in caplog.text) == warned
+
+
+def test_a_discriminator_that_continues_is_no_warning(with_discriminator, at_start, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="train.run"):
+        run_recipe("tokenizer", [*SCENES, f"model.path={with_discriminator}"], tmp_path / "out")
+    assert "discriminator" not in caplog.text
+
+
 # A codebook of another size
 
 
@@ -148,11 +232,7 @@ def test_a_new_tokenizers_codebook_has_its_size_elsewhere(tmp_path):
 
 
 def test_only_the_tokenizers_own_stage_changes_the_codebook(converted, tmp_path):
-    language_model = (
-        "model.language_model={model_type: qwen2, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
-        "num_key_value_heads: 2, intermediate_size: 64}"
-    )
-    overrides = [*SCENES, f"model.vision_tokenizer={converted[0]}", language_model, "model.codebook_size=8"]
+    overrides = [*SCENES, f"model.vision_tokenizer={converted[0]}", LANGUAGE_MODEL, "model.codebook_size=8"]
     with pytest.raises(ValueError, match=r"model\.codebook_size is for the tokenizer's own stage"):
         run_recipe("demo_language", overrides, tmp_path / "out")
 

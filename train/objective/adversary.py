@@ -14,9 +14,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from ..arguments import ETTTrainingArguments
-from .discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from .discriminator import DISCRIMINATOR_NAME, PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
-WEIGHTS_NAME = "discriminator.safetensors"
 STATE_NAME = "discriminator_optimizer.pt"
 
 
@@ -35,8 +34,10 @@ class Adversary:
     def prepare(self, max_steps: int, checkpoint: str | Path | None):
         """Makes optimizer and schedule for a run of `max_steps`, as the folder of a checkpoint left them if given."""
         args = self.args
+        # A run that ended within a step leaves the step's sums behind.
+        self.discriminator.start_lecam_step()
         if checkpoint is not None:
-            safetensors.torch.load_model(self.discriminator, Path(checkpoint) / WEIGHTS_NAME)
+            safetensors.torch.load_model(self.discriminator, Path(checkpoint) / DISCRIMINATOR_NAME)
         elif dist.is_initialized():
             for tensor in self.discriminator.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -53,9 +54,21 @@ class Adversary:
 
     def save(self, folder: str | Path):
         """Writes all that [`~Adversary.prepare`] goes on from."""
-        safetensors.torch.save_model(self.discriminator, str(Path(folder) / WEIGHTS_NAME))
+        self.save_weights(folder)
         state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         torch.save(state, Path(folder) / STATE_NAME)
+
+    def save_weights(self, folder: str | Path):
+        """Writes the discriminator's weights and buffers, LeCAM's running means among them."""
+        safetensors.torch.save_model(self.discriminator, str(Path(folder) / DISCRIMINATOR_NAME))
+
+    def learns_at(self, step: int) -> bool:
+        """Whether the discriminator learns in a step, counted from 0."""
+        return step >= self.args.discriminator_start_step
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the generator's loss has the adversarial part in a step: not while the discriminator warms up."""
+        return step >= self.args.discriminator_start_step + self.args.discriminator_warmup_steps
 
     def fool(self, reconstruction: torch.Tensor, training: bool = True) -> torch.Tensor:
         """The generator's loss, of shape `()`; the discriminator's weights get no gradient from it.
@@ -77,7 +90,7 @@ class Adversary:
         self.discriminator.train()
         real_logits, fake_logits = self.discriminator(pixels), self.discriminator(reconstruction)
         hinge = discriminator_hinge_loss(real_logits, fake_logits)
-        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits)
+        lecam = self.discriminator.lecam_regularization(real_logits, fake_logits, share)
         ((hinge + self.args.lecam_weight * lecam) * share).backward()
         return {
             "discriminator_loss": hinge,
@@ -98,6 +111,7 @@ class Adversary:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self.discriminator.start_lecam_step()
         return norm
 
 

@@ -28,6 +28,7 @@ from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
 from ..objective.losses import random_perceptual_loss
+from ..objective.starting_point import DiscriminatorStart, find_discriminator
 from ..recipes import DataSection, Recipe, load_recipe
 from ..run import training_arguments
 from ..trainer import model_parts, train_only
@@ -57,6 +58,7 @@ class Plan:
         steps: Steps of the run, where known.
         memory: Bytes on each device by what they hold, where nothing is sharded.
         checkpoint: Bytes of one checkpoint on the disk.
+        discriminator: What the discriminator starts from, or None for a stage without one.
         step_flops: Model FLOPs of a step on all devices together.
         peak: FLOP/s of a device, where known.
     """
@@ -72,6 +74,7 @@ class Plan:
     steps: int | None
     memory: dict[str, int]
     checkpoint: int
+    discriminator: DiscriminatorStart | None
     step_flops: float
     peak: float | None
 
@@ -88,6 +91,8 @@ class Plan:
         """The plan for people: the resolved recipe as YAML, and what follows from it as comments below."""
         resolved = yaml.safe_dump(dataclasses.asdict(self.recipe), sort_keys=False, allow_unicode=True)
         blocks = [self._parts(), self._steps(), self._memory()]
+        if self.discriminator is not None:
+            blocks.insert(1, ["Discriminator", *(f"  {line}" for line in self.discriminator.describe())])
         return resolved + "\n" + "\n".join(f"# {line}".rstrip() for block in blocks for line in (*block, ""))
 
     def _parts(self) -> list[str]:
@@ -203,6 +208,7 @@ def plan_recipe(
             model, args, devices, image_size, text_tokens, perceptual, discriminator, recipe.model.load_in_4bit
         ),
         checkpoint=checkpoint_bytes(model, args, discriminator),
+        discriminator=find_discriminator(recipe, args),
         step_flops=batch_size
         * accumulation
         * devices
