@@ -82,6 +82,19 @@ def test_with_indices_the_caption_loss_does_not_reach_the_tokenizer(make_model, 
     assert model.model.index_embedding.weight.grad.abs().sum() > 0
 
 
+def test_with_indices_the_language_model_sees_a_row_of_its_own_width_for_each_code(make_model):
+    model = make_model(visual_embedding="index").model
+    codes = torch.tensor([[[3, 0], [31, 3]]])
+    features, _ = model.get_image_features(image_codes=codes)
+    assert torch.equal(features, model.index_embedding.weight[[3, 0, 31, 3]].unsqueeze(0))
+    assert model.index_embedding.weight.shape == (32, 32) and not hasattr(model, "projector")
+
+
+def test_index_embeddings_start_as_the_language_models_tokens_do(make_model, make_vision_tokenizer):
+    model = make_model(vision_tokenizer=make_vision_tokenizer(num_vq_embeddings=2000), visual_embedding="index")
+    assert model.model.index_embedding.weight.std().item() == pytest.approx(0.3, rel=0.02)
+
+
 def test_with_indices_the_codes_matter_and_the_codebook_does_not(make_model, inputs):
     model = make_model(visual_embedding="index")
     with torch.no_grad():

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_ett.modeling_ibq import IBQModel
 from train import load_recipe
-from train.models.building import build_model
+from train.models.building import build_model, check_visual_embedding
 
 WORDS = ["<unk>", "<|endoftext|>", "a", "red", "circle"]
 QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -64,3 +64,50 @@ def test_language_models_of_other_families_start_from_their_folders(build, famil
     assert isinstance(model.model.vision_tokenizer, IBQModel)
     own = dict(model.model.language_model.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in language_model.model.named_parameters())
+
+
+# The embedding of the codes
+
+
+@pytest.fixture
+def embedding_folder(make_model, tmp_path):
+    """Makes the folder of a model, without its weights, that has codebook or index embeddings."""
+
+    def make(visual_embedding: str) -> str:
+        make_model(visual_embedding=visual_embedding).config.save_pretrained(tmp_path / visual_embedding)
+        return f"model.path={tmp_path / visual_embedding}"
+
+    return make
+
+
+INDEX = ["model.path=null", "model.visual_embedding=index"]
+MISFITS = [
+    (["train=[projector]"], "train names projector, which a model with visual_embedding=index does not have"),
+    (["train=[index_embedding, vision_tokenizer]"], "losses have no path to the tokenizer; remove vision_tokenizer"),
+    (["train=[]"], "this stage trains nothing that learns from images; add index_embedding to train"),
+]
+
+
+@pytest.mark.parametrize("from_folder", [False, True], ids=["new", "folder"])
+@pytest.mark.parametrize(("overrides", "message"), MISFITS)
+def test_what_an_index_model_cannot_train_is_an_error(embedding_folder, from_folder, overrides, message):
+    model = [embedding_folder("index")] if from_folder else INDEX
+    with pytest.raises(ValueError, match=message):
+        check_visual_embedding(load_recipe("stage2_semantic", [*model, *overrides]))
+
+
+@pytest.mark.parametrize("train", ["[index_embedding]", "[language_model]", "[index_embedding, language_model]"])
+def test_what_an_index_model_can_train_is_none(embedding_folder, train):
+    check_visual_embedding(load_recipe("stage2_semantic", [embedding_folder("index"), f"train={train}"]))
+
+
+def test_an_index_embedding_to_train_in_a_codebook_model_is_an_error(embedding_folder):
+    recipe = load_recipe("stage2_semantic", [embedding_folder("codebook"), "train=[index_embedding]"])
+    with pytest.raises(ValueError, match=r"train names index_embedding, .*; name projector instead"):
+        check_visual_embedding(recipe)
+
+
+def test_a_folders_embedding_cannot_be_another_one(embedding_folder):
+    recipe = load_recipe("stage2_semantic", [embedding_folder("codebook"), "model.visual_embedding=index"])
+    with pytest.raises(ValueError, match=r"model\.visual_embedding is 'index', but the model '.*' has 'codebook'"):
+        check_visual_embedding(recipe)

@@ -53,6 +53,25 @@ def test_the_papers_numbers_are_in_its_recipes():
     assert [entry["type"] for entry in filters] == ["resolution", "aesthetic"]
 
 
+@pytest.mark.parametrize(
+    ("ablation", "stage"),
+    [
+        ("ablation_index_alignment", "stage1_alignment"),
+        ("ablation_index_semantic", "stage2_semantic"),
+        ("ablation_index_chat", "stage3_chat"),
+        ("ablation_index_gen", "stage3_gen"),
+    ],
+)
+def test_the_index_baseline_is_its_stage_with_an_index_embedding_and_a_frozen_tokenizer(ablation, stage):
+    """Table 4, first row."""
+    ours, theirs = load_recipe(ablation), load_recipe(stage)
+    assert ours.task == theirs.task
+    others = [part for part in theirs.train if part not in ("projector", "vision_tokenizer")]
+    assert ours.train == ["index_embedding", *others]
+    for name in ("learning_rate", "global_batch_size", "lr_scheduler_type", "warmup_steps", "num_train_epochs"):
+        assert ours.training[name] == theirs.training[name]
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     def write(text):

@@ -20,9 +20,15 @@ def belongs(name, parts):
 STAGES = {
     "alignment": (["projector"], {}, {}),
     "semantic": (["vision_tokenizer", "projector", "language_model"], {}, {}),
-    "semantic, indices": (["index_embedding", "projector", "language_model"], {"visual_embedding": "index"}, {}),
+    "alignment, indices": (["index_embedding"], {"visual_embedding": "index"}, {}),
+    "semantic, indices": (["index_embedding", "language_model"], {"visual_embedding": "index"}, {}),
     "chat": (["projector", "language_model"], {}, {"codes": True}),
     "drawing": (["projector", "language_model", "visual_head"], {}, {"codes": True}),
+    "drawing, indices": (
+        ["index_embedding", "language_model", "visual_head"],
+        {"visual_embedding": "index"},
+        {"codes": True},
+    ),
     "drawing head": (["visual_head"], {}, {"codes": True}),
 }
 
