@@ -166,6 +166,7 @@ class ETTModel(ETTPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
+        detach_image_embeds: bool = False,
     ) -> tuple[torch.FloatTensor, IBQQuantizerOutput | None]:
         """
         Args:
@@ -173,6 +174,8 @@ class ETTModel(ETTPreTrainedModel):
             image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
             image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
                 order.
+            detach_image_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of the
+                language model then train the projector and not the tokenizer.
 
         Returns:
             The projected images `(num_images, height * width, C)`, and for `pixel_values` the tokenizer's output.
@@ -199,7 +202,7 @@ class ETTModel(ETTPreTrainedModel):
             image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
         elif image_codes is not None:
             image_embeds = self.vision_tokenizer.codes_to_embeddings(image_codes).flatten(2).transpose(1, 2)
-        return self.projector(image_embeds), quantized
+        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds), quantized
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
@@ -212,10 +215,11 @@ class ETTModel(ETTPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        detach_image_embeds: bool = False,
         **kwargs,
     ) -> ETTModelOutputWithPast:
-        """Images come as [`~ETTModel.get_image_features`] takes them; their embeddings replace, in order, the
-        placeholders `config.image_token_id` in `input_ids`.
+        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_image_embeds`; their embeddings
+        replace, in order, the placeholders `config.image_token_id` in `input_ids`.
 
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds` are given, or placeholders and codes differ
@@ -227,7 +231,9 @@ class ETTModel(ETTPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_features = quantized = None
         if not (pixel_values is None and image_codes is None and image_embeds is None):
-            image_features, quantized = self.get_image_features(pixel_values, image_codes, image_embeds)
+            image_features, quantized = self.get_image_features(
+                pixel_values, image_codes, image_embeds, detach_image_embeds
+            )
             placeholders = self.placeholder_mask(input_ids, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(
                 placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)

@@ -75,6 +75,22 @@ def test_the_caption_loss_reaches_encoder_codebook_and_quant_conv(make_model, in
     assert bool((model.model.vision_tokenizer.quantize.embedding.weight.grad.abs().sum(dim=1) > 0).all())
 
 
+@pytest.mark.parametrize("given", ["pixel_values", "image_codes"])
+def test_detached_embeddings_keep_the_caption_loss_from_the_tokenizer_alone(make_model, inputs, given):
+    gradients = []
+    for detach in (False, True):
+        model = make_model().train()
+        images = {"pixel_values": inputs["pixel_values"]}
+        if given == "image_codes":
+            images = {"image_codes": model.model.quantize_pixels(**images).codes}
+        labelled = {name: inputs[name] for name in ("input_ids", "labels")}
+        model(**labelled, **images, detach_image_embeds=detach).loss.backward()
+        assert bool(reached(model)) is not detach
+        parts = (model.model.projector, model.model.language_model)
+        gradients.append([parameter.grad for part in parts for parameter in part.parameters()])
+    assert all(torch.equal(cut, whole) for whole, cut in zip(*gradients, strict=True))
+
+
 def test_with_indices_the_caption_loss_does_not_reach_the_tokenizer(make_model, inputs):
     model = make_model(visual_embedding="index").train()
     model(**inputs).loss.backward()

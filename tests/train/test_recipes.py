@@ -101,6 +101,12 @@ def test_an_empty_file_is_a_recipe_of_defaults(recipe_file):
         ("training: {learning_rat: 1}", "unknown field 'training.learning_rat'. Did you mean 'learning_rate'?"),
         ("training: {xyzzy: 1}", "unknown field 'training.xyzzy'. Known are: "),
         ("model: 3", "recipe's 'model' is 3; it is a section of fields"),
+        ("model: {logit_scale: 0}", "model.logit_scale is 0; expected a number above 0, or null"),
+        ("model: {logit_scale: high}", "model.logit_scale is 'high'; expected a number above 0, or null"),
+        (
+            "model: {straight_through_weight: -1}",
+            "model.straight_through_weight is -1; expected 0 or a number above 0",
+        ),
         ("[a, b]", "holds a list; a recipe is a mapping of fields to values"),
         ("a: [", "is no YAML"),
     ],
@@ -142,6 +148,11 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
     assert recipe.training["run_name"] is None
     assert recipe.training["alpha"] == 0.25
+
+
+def test_numbers_of_the_gradient_path_may_be_written_without_a_dot():
+    model = load_recipe("stage2_semantic", ["model.logit_scale=1e-1", "model.straight_through_weight=5e-2"]).model
+    assert (model.logit_scale, model.straight_through_weight) == (0.1, 0.05)
 
 
 def test_overrides_reach_the_sources_of_a_mixture():

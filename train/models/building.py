@@ -25,6 +25,7 @@ def build_model(
     section = recipe.model
     if recipe.task == "reconstruction":
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
+        set_gradient_path(tokenizer, section)
         return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -46,18 +47,35 @@ def build_model(
     if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
         language_model.resize_token_embeddings(len(text_tokenizer))
     model = join(language_model, vision_tokenizer, processor, section)
+    set_gradient_path(model, section)
     return model, processor
 
 
 def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
-    """The model of the section's folder, in float32, with a new visual head where that has none and the section asks
-    for one.
+    """The model of the section's folder, in float32, with the section's settings of the gradient path, and with a new
+    visual head where that has none and the section asks for one.
 
     Args:
         kwargs: As in `from_pretrained`.
     """
     draws = {"visual_head": True} if section.visual_head else {}
-    return ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
+    model = ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
+    set_gradient_path(model, section)
+    return model
+
+
+def set_gradient_path(model: IBQModel | ETTForConditionalGeneration, section: ModelSection):
+    """Gives a tokenizer, or that of an ETT model, what the section says of its gradient path; see
+    [`IBQModel.set_gradient_path`]."""
+    given = {name: getattr(section, name) for name in ("logit_scale", "straight_through_weight")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return
+    if isinstance(model, IBQModel):
+        model.set_gradient_path(**given)
+    else:
+        model.model.vision_tokenizer.set_gradient_path(**given)
+        model.config.vq_config.update(given)
 
 
 def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
