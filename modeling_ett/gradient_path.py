@@ -14,6 +14,18 @@ from .quantizer_ibq import IBQQuantizer, token_blocks
 
 DEAD_BELOW = 1e-3
 """Ratio of the gradient to its copy below which nothing of practical size passes."""
+CLOSED_FROM = 0.99
+"""Share of dead tokens from which the path counts as closed, whatever the few others get."""
+
+
+def is_closed(ratio: float, dead_tokens: float) -> bool:
+    """Whether captions cannot tune the encoder. Single tokens halfway between two codes may have huge gradients, so a
+    high ratio alone does not tell that they can.
+
+    Args:
+        ratio, dead_tokens (`float`): Of [`GradientPath.summary`].
+    """
+    return ratio < DEAD_BELOW or dead_tokens >= CLOSED_FROM
 
 
 class GradientPath(NamedTuple):
@@ -83,4 +95,4 @@ def largest_probabilities(tokens: torch.Tensor, table: torch.Tensor, logit_scale
     return largest
 
 
-__all__ = ["DEAD_BELOW", "GradientPath", "largest_probabilities", "measure_gradient_path"]
+__all__ = ["DEAD_BELOW", "GradientPath", "is_closed", "largest_probabilities", "measure_gradient_path"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from modeling_ett.gradient_path import DEAD_BELOW, measure_gradient_path
+from modeling_ett.gradient_path import is_closed, measure_gradient_path
 from modeling_ett.quantizer_ibq import IBQQuantizer
 
 logger = logging.getLogger(__name__)
@@ -32,16 +32,21 @@ def recording_gradient_path(quantizer: IBQQuantizer, record: Callable[[str, torc
 
 
 def warn_of_closed_path(figures: dict[str, float]) -> bool:
-    """Warns where the recorded ratio is below [`DEAD_BELOW`]. Returns whether it did."""
-    ratio = figures.get(f"{PREFIX}ratio")
-    if ratio is None or ratio >= DEAD_BELOW:
+    """Warns where the recorded figures say that the path is closed (see [`is_closed`]). Returns whether it did."""
+    if f"{PREFIX}ratio" not in figures:
+        return False
+    ratio, largest, dead = (figures[PREFIX + name] for name in ("ratio", "largest_probability", "dead_tokens"))
+    if not is_closed(ratio, dead):
         return False
     logger.warning(
-        "The gradients of captions and reconstructions hardly reach the encoder: %.1e of a straight-through copy "
-        "passes the quantizer (gradient_path/ratio). Its softmax gives one code a probability of %.3f. Start again "
-        "with a lower model.logit_scale, or with model.straight_through_weight above 0, for instance 0.1.",
+        "Gradients of captions and reconstructions hardly reach the encoder: gradient_path/ratio is %.1e, and %.1f%% "
+        "of the tokens get none. The quantizer's softmax gives one code a probability of %.3f on average. Start again "
+        "with a %s model.logit_scale, or with model.straight_through_weight above 0, for instance 0.1.",
         ratio,
-        figures[f"{PREFIX}largest_probability"],
+        100 * dead,
+        largest,
+        # A softmax that is even over the codebook passes as little as one that is all on one code.
+        "lower" if largest > 0.5 else "higher",
     )
     return True
 
