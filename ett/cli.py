@@ -120,6 +120,52 @@ def reconstruct(
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
 
 
+@command()
+def inspect_tokenizer(
+    model: Annotated[
+        str, typer.Argument(help="Folder or Hub name of a tokenizer or an ETT model.", show_default=False)
+    ],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="Folder of images, anything that datasets can load, or scenes for the embedded ones.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[
+        str | None, typer.Option(help="Needed where the dataset has several.", show_default=False)
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
+    limit: Annotated[int, typer.Option(min=1, help="Only the first images.")] = 100,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the images, in pixels.", show_default="as the model says"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    logit_scale: Annotated[
+        float | None,
+        typer.Option(help="Measure with this model.logit_scale of stage 2.", show_default="the tokenizer's own"),
+    ] = None,
+    straight_through_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Measure with this model.straight_through_weight of stage 2.", show_default="the tokenizer's own"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="JSON file to write, with all settings.", show_default=False)
+    ] = None,
+):
+    """Tell before stage 2 whether captions can tune a tokenizer: the share of a gradient that reaches its encoder."""
+    data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
+    result = room("ett.evaluation").inspect_tokenizer(
+        model, output, image_size, data, logit_scale, straight_through_weight, batch_size
+    )
+    if output is not None:
+        typer.echo(f"Wrote {output}.")
+    typer.echo(room("evaluation_ett").describe_inspection(result))
+
+
 @command(evaluate, resumable=True)
 def reconstruction(
     context: typer.Context,

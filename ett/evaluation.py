@@ -1,4 +1,5 @@
-"""What `ett evaluate` does: checks all that can be wrong, loads models, hands them to the measurements."""
+"""What `ett evaluate` and `ett inspect-tokenizer` do: check all that can be wrong, load models, hand them to the
+measurements."""
 
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,60 @@ def evaluate_reconstruction(
     Raises:
         ValueError: The output cannot be written, the model or the data set cannot be used, or the size does not fit.
     """
+    check_json_path(output)
+    tokenizer, image_processor = load_tokenizer(model)
+    evaluation = room("evaluation_ett")
+    size = evaluation.choose_size(tokenizer, image_processor, image_size)
+    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **data)
+    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, **options)
+
+
+def inspect_tokenizer(
+    model: str,
+    output: Path | None,
+    image_size: int | None,
+    data: dict[str, Any],
+    logit_scale: float | None,
+    straight_through_weight: float | None,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Measures whether captions can tune a tokenizer, by itself or inside an ETT model.
+
+    Args:
+        output: JSON file to write, if any.
+        image_size: Side of the images, in pixels, by default as the model says.
+        data: Of [`evaluation_ett.Pictures`]; the path `scenes` is for the embedded scenes, of which the first `limit`
+            are taken.
+        logit_scale, straight_through_weight: In place of the tokenizer's own.
+
+    Raises:
+        ValueError: The output cannot be written, the model or the dataset cannot be used, a number is out of range, or
+            the size does not fit.
+    """
+    if output is not None:
+        check_json_path(output)
+    tokenizer, image_processor = load_tokenizer(model)
+    tokenizer.set_gradient_path(logit_scale, straight_through_weight)
+    evaluation = room("evaluation_ett")
+    size = evaluation.choose_size(tokenizer, image_processor, image_size)
+    if data["path"] == "scenes":
+        images = evaluation.SceneImages(image_processor, size, data["limit"])
+    else:
+        images = evaluation.Pictures(image_processor=image_processor, size=size, **data)
+    result = evaluation.inspect_tokenizer(tokenizer.float(), images, model, batch_size)
+    if output is not None:
+        room("evaluation_ett.common").write_json(output, result)
+    return result
+
+
+def check_json_path(output: Path):
+    """Raises `ValueError` where no JSON file of that name can be written."""
     if output.suffix != ".json":
         raise ValueError(f"{output} is not named like a JSON file; name one, such as reconstruction.json.")
     if output.is_dir():
         raise ValueError(f"{output} is a folder; name the JSON file to write.")
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write {output.name} into.")
-    tokenizer, image_processor = load_tokenizer(model)
-    evaluation = room("evaluation_ett")
-    size = evaluation.choose_size(tokenizer, image_processor, image_size)
-    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **data)
-    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, **options)
 
 
 def compare_reconstructions(models: tuple[str, str], output: Path, image_size: int | None, data: dict[str, Any]):
@@ -58,4 +102,4 @@ def compare_reconstructions(models: tuple[str, str], output: Path, image_size: i
     evaluation.draw_comparison(tokenizers, pictures, output, data["limit"] or 4)
 
 
-__all__ = ["compare_reconstructions", "evaluate_reconstruction"]
+__all__ = ["compare_reconstructions", "evaluate_reconstruction", "inspect_tokenizer"]

@@ -1,20 +1,24 @@
 """How a model is measured: reconstruction, understanding, generation."""
 
 from .comparison import draw_comparison
-from .data_sets import Pictures, choose_size, describe, evaluate_data_set
+from .data_sets import Pictures, SceneImages, choose_size, describe, evaluate_data_set
 from .generation import evaluate_drawings
+from .inspection import describe_inspection, inspect_tokenizer
 from .reconstruction import evaluate_reconstruction, reconstruct
 from .understanding import evaluate_captions, evaluate_questions
 
 __all__ = [
     "Pictures",
+    "SceneImages",
     "choose_size",
     "describe",
+    "describe_inspection",
     "draw_comparison",
     "evaluate_captions",
     "evaluate_data_set",
     "evaluate_drawings",
     "evaluate_questions",
     "evaluate_reconstruction",
+    "inspect_tokenizer",
     "reconstruct",
 ]

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ImageError
 from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+from scenes_ett import Scenes
 
 from .common import evaluating, write_json
 from .measures import Measures
@@ -97,9 +98,7 @@ class Pictures(Dataset):
                 raise ImageError(f"The row holds {len(pictures)} pictures; expected one.")
         except ImageError as error:
             return {"row": index, "name": picture_name(cell, index), "reason": str(error)}
-        size = dict(zip(("height", "width"), self.size, strict=True))
-        options = {"size": size, "resample": Image.Resampling.BILINEAR, "return_tensors": "pt"}
-        return self.image_processor(pictures, **options)["pixel_values"][0]
+        return to_size(pictures[0], self.image_processor, self.size)
 
     def settings(self) -> dict[str, Any]:
         """Which pictures these are and what was done to them."""
@@ -109,10 +108,49 @@ class Pictures(Dataset):
             "split": str(self.rows.split),
             "image_column": self.image_column,
             "rows": len(self),
-            "image_size": list(self.size),
-            "resize": "bilinear, antialiased (Pillow), to just cover image_size (height, width)",
-            "crop": "centre, in one step with the resizing (Pillow's ImageOps.fit)",
+            **size_settings(self.size),
         }
+
+
+class SceneImages(Dataset):
+    """Images of the embedded scenes that training does not see, as [`Pictures`] gives those of a dataset.
+
+    Args:
+        image_processor ([`ETTImageProcessor`]): As for [`Pictures`].
+        size (`(int, int)`): Height and width, in pixels.
+        limit (`int`): Number of images.
+    """
+
+    path, split = "scenes", "test"
+
+    def __init__(self, image_processor: ETTImageProcessor, size: Size, limit: int):
+        self.scenes = Scenes(0, self.split, limit)
+        self.image_processor, self.size = image_processor, size
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return to_size(self.scenes[index].render(), self.image_processor, self.size)
+
+    def settings(self) -> dict[str, Any]:
+        """As [`Pictures.settings`]."""
+        return {"data_set": self.path, "split": self.split, "rows": len(self), **size_settings(self.size)}
+
+
+def to_size(image: Image.Image, image_processor: ETTImageProcessor, size: Size) -> torch.Tensor:
+    """An image to pixels of shape `(3, height, width)` in `[-1, 1]`, resized and cropped as [`size_settings`] says."""
+    options = {"size": dict(zip(("height", "width"), size, strict=True)), "resample": Image.Resampling.BILINEAR}
+    return image_processor([image], **options, return_tensors="pt")["pixel_values"][0]
+
+
+def size_settings(size: Size) -> dict[str, Any]:
+    """What is done to every image to bring it to a size, for the record."""
+    return {
+        "image_size": list(size),
+        "resize": "bilinear, antialiased (Pillow), to just cover image_size (height, width)",
+        "crop": "centre, in one step with the resizing (Pillow's ImageOps.fit)",
+    }
 
 
 def choose_size(tokenizer: IBQModel, image_processor: ETTImageProcessor, image_size: int | None) -> Size:
@@ -207,16 +245,21 @@ def evaluate_data_set(
         run.save()
     if not measures.count:
         run.remove()
-        first = run.skipped[0]
-        raise ValueError(
-            f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; the first, {first['name']}: "
-            f"{first['reason']}"
-        )
+        raise none_readable(pictures, run.skipped)
     metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
     result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": run.settings}
     write_json(output, result)
     run.remove()
     return result
+
+
+def none_readable(pictures: Pictures, skipped: list[Unreadable]) -> ValueError:
+    """The error where all pictures were skipped."""
+    first = skipped[0]
+    return ValueError(
+        f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; the first, {first['name']}: "
+        f"{first['reason']}"
+    )
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -226,13 +269,18 @@ def describe(result: dict[str, Any]) -> str:
         value = result["metrics"][metric]
         lines.append(f"{name:<16}{'not measured' if value is None else form.format(value)}")
     lines += [f"No {METRICS[metric][0]}: {sentence}" for metric, sentence in result["missing"].items()]
-    skipped = result["skipped"]
+    return "\n".join(lines + describe_skipped(result))
+
+
+def describe_skipped(result: dict[str, Any], file: str = "the JSON file") -> list[str]:
+    """Lines on the `skipped` pictures of a result, the first few by name; `file` names all."""
+    skipped, lines = result["skipped"], []
     if skipped:
         lines.append(f"Skipped {len(skipped)} of {result['settings']['rows']} pictures:")
         lines += [f"  {picture['name']}: {picture['reason']}" for picture in skipped[:SKIPPED_SHOWN]]
     if len(skipped) > SKIPPED_SHOWN:
-        lines.append(f"  and {len(skipped) - SKIPPED_SHOWN} more, all named in the JSON file.")
-    return "\n".join(lines)
+        lines.append(f"  and {len(skipped) - SKIPPED_SHOWN} more, all named in {file}.")
+    return lines
 
 
 class _Run:
@@ -290,4 +338,4 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return differences
 
 
-__all__ = ["METRICS", "Pictures", "choose_size", "describe", "evaluate_data_set"]
+__all__ = ["METRICS", "Pictures", "SceneImages", "choose_size", "describe", "evaluate_data_set"]

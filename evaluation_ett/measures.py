@@ -80,13 +80,10 @@ class Measures:
         """
         if not self.count:
             raise ValueError("There is no picture to reconstruct; give at least one.")
-        frequency = self.code_counts[self.code_counts > 0] / self.code_counts.sum()
         results = {"images": self.count, **{name: self.mean(name) for name in self.sums}}
         if self.fid is not None:
             results["rfid"] = self.fid.compute().item() if self.count > 1 else None
-        results["codebook_usage"] = (self.code_counts > 0).float().mean().item()
-        results["perplexity"] = torch.exp(-(frequency * frequency.log()).sum()).item()
-        return results
+        return results | codebook_use(self.code_counts)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All sums as tensors, whose size does not depend on the number of pictures."""
@@ -106,6 +103,15 @@ class Measures:
             self.fid.orig_dtype = torch.float32
 
 
+def codebook_use(counts: torch.LongTensor) -> dict[str, float]:
+    """How often each code occurs, `(K,)`, to `codebook_usage`, the share of all codes that occur, and `perplexity`."""
+    frequency = counts[counts > 0] / counts.sum()
+    return {
+        "codebook_usage": (counts > 0).float().mean().item(),
+        "perplexity": torch.exp(-(frequency * frequency.log()).sum()).item(),
+    }
+
+
 def truncated(pictures: torch.Tensor) -> torch.Tensor:
     """Pictures in `[0, 1]` cut down to the 256 levels of 8 bits, still in `[0, 1]`."""
     # In float32 a level may lie just under itself.
@@ -118,4 +124,4 @@ def peak_signal_to_noise_ratio(originals: torch.Tensor, reconstructions: torch.T
     return -10 * error.log10()
 
 
-__all__ = ["PEAK_PSNR", "Measures", "peak_signal_to_noise_ratio", "truncated"]
+__all__ = ["PEAK_PSNR", "Measures", "codebook_use", "peak_signal_to_noise_ratio", "truncated"]

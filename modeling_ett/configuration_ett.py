@@ -22,8 +22,9 @@ class ETTConfig(PreTrainedConfig):
         image_token_id (`int`): Placeholder that stands once for each code of a picture.
         image_start_token_id, image_end_token_id (`int`): Tokens around a picture's placeholders.
         image_size (`int`): Pixels along each side of the pictures that the model was trained on and draws by default.
-        visual_embedding (`"codebook"` or `"index"`): What stands for a code in the language model: its codebook
-            embedding (the paper's method), or one learned apart from the tokenizer (the paper's "index" baseline).
+        visual_embedding (`"codebook"` or `"index"`): The language model's embedding of a code. `"codebook"`: the
+            projected codebook embedding (the paper's method). `"index"`: a learned one for each of the K codes, of the
+            language model's width, without a projector (the paper's baseline, as in Emu3).
         visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
         answers (`bool`): Whether the model is for answers; one that was trained to draw last has unlearned them.
 

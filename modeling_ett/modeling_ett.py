@@ -112,23 +112,27 @@ class ETTPreTrainedModel(PreTrainedModel):
 
 
 class ETTModel(ETTPreTrainedModel):
-    """Tokenizer, projector and language model without heads."""
+    """Tokenizer, projector and language model without heads. With `visual_embedding="index"` an embedding of the codes
+    stands in the projector's place."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^visual_head\."]
 
     def __init__(self, config: ETTConfig):
         super().__init__(config)
         self.vision_tokenizer = IBQModel.from_config(config.vq_config)
-        vq_config = self.vision_tokenizer.config
-        # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
-        input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
+        vq_config, hidden_size = self.vision_tokenizer.config, config.text_config.hidden_size
+        modules = [*self.vision_tokenizer.modules()]
         if config.visual_embedding == "index":
-            self.index_embedding = nn.Embedding(vq_config.num_vq_embeddings, vq_config.vq_embed_dim)
-            input_scale = 1.0
-        self.projector = ETTProjector(vq_config.vq_embed_dim, config.text_config.hidden_size, input_scale)
+            # The codes are more tokens of the language model, and start as its tokens do.
+            self.index_embedding = nn.Embedding(vq_config.num_vq_embeddings, hidden_size)
+        else:
+            # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
+            input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
+            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale)
+            # A language model's small deviation would start the projector near zero.
+            modules += self.projector.modules()
         self.language_model = AutoModel.from_config(config.text_config)
-        # A language model's small deviation would start the projector near zero.
-        for module in (*self.vision_tokenizer.modules(), *self.projector.modules()):
+        for module in modules:
             module.keeps_torch_init = True
         self.post_init()
 
@@ -154,7 +158,7 @@ class ETTModel(ETTPreTrainedModel):
     def embed_codes(self, codes: torch.LongTensor) -> torch.Tensor:
         """Codes `(num_images, height, width)` to what the language model sees, `(num_images, height * width, C)`."""
         if self.config.visual_embedding == "index":
-            return self.projector(self.index_embedding(codes.flatten(1)))
+            return self.index_embedding(codes.flatten(1))
         return self.projector(self.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2))
 
     def get_image_features(
@@ -162,6 +166,7 @@ class ETTModel(ETTPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
+        detach_image_embeds: bool = False,
     ) -> tuple[torch.FloatTensor, IBQQuantizerOutput | None]:
         """
         Args:
@@ -169,10 +174,11 @@ class ETTModel(ETTPreTrainedModel):
             image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
             image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
                 order.
+            detach_image_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of the
+                language model then train the projector and not the tokenizer.
 
         Returns:
-            The projected pictures `(num_images, height * width, C)`, and for `pixel_values` what the tokenizer made of
-            them.
+            The projected images `(num_images, height * width, C)`, and for `pixel_values` the tokenizer's output.
 
         Raises:
             ValueError: Not exactly one of the three is given, or embeddings are given to an "index" model.
@@ -184,17 +190,19 @@ class ETTModel(ETTPreTrainedModel):
         quantized = None
         if pixel_values is not None:
             quantized = self.quantize_pixels(pixel_values)
-            if self.config.visual_embedding == "index":
-                return self.embed_codes(quantized.codes), quantized
+            image_codes = quantized.codes
+        if self.config.visual_embedding == "index":
+            if image_codes is None:
+                raise ValueError(
+                    'image_embeds were given to a model with visual_embedding="index", which has its own embedding '
+                    "for each code; give image_codes or pixel_values."
+                )
+            return self.embed_codes(image_codes), quantized
+        if quantized is not None:
             image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
         elif image_codes is not None:
-            return self.embed_codes(image_codes), None
-        elif self.config.visual_embedding == "index":
-            raise ValueError(
-                'image_embeds were given to a model with visual_embedding="index", which has its own embedding for '
-                "each code; give image_codes or pixel_values."
-            )
-        return self.projector(image_embeds), quantized
+            image_embeds = self.vision_tokenizer.codes_to_embeddings(image_codes).flatten(2).transpose(1, 2)
+        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds), quantized
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
@@ -207,10 +215,11 @@ class ETTModel(ETTPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        detach_image_embeds: bool = False,
         **kwargs,
     ) -> ETTModelOutputWithPast:
-        """Pictures come as [`~ETTModel.get_image_features`] takes them; their embeddings replace, in order, the
-        placeholders `config.image_token_id` in `input_ids`.
+        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_image_embeds`; their embeddings
+        replace, in order, the placeholders `config.image_token_id` in `input_ids`.
 
         Raises:
             ValueError: Neither or both of `input_ids` and `inputs_embeds` are given, or placeholders and codes differ
@@ -222,7 +231,9 @@ class ETTModel(ETTPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_features = quantized = None
         if not (pixel_values is None and image_codes is None and image_embeds is None):
-            image_features, quantized = self.get_image_features(pixel_values, image_codes, image_embeds)
+            image_features, quantized = self.get_image_features(
+                pixel_values, image_codes, image_embeds, detach_image_embeds
+            )
             placeholders = self.placeholder_mask(input_ids, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(
                 placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -279,7 +290,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
     def from_parts(
         cls, language_model: PreTrainedModel, vision_tokenizer: IBQModel, **config_kwargs
     ) -> "ETTForConditionalGeneration":
-        """Joins a causal language model and a tokenizer, sharing their weights; projector and visual head are new.
+        """Joins a causal language model and a tokenizer, sharing their weights; projector, or index embedding, and
+        visual head are new.
 
         Args:
             language_model (`PreTrainedModel`): Any causal language model with a head, e.g. `Qwen2ForCausalLM`.

@@ -56,8 +56,8 @@ class IBQModel(VQModel):
             decoder). 1, as in IBQ, folds nothing; 2 makes a small tokenizer about four times cheaper.
         pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the deviation. 0 and
             1, as in IBQ, change nothing; its data's values let a small tokenizer learn tints many times sooner.
-        l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks: See
-            [`IBQQuantizer`].
+        l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks,
+            straight_through_weight: See [`IBQQuantizer`].
     """
 
     _supports_gradient_checkpointing = True
@@ -86,6 +86,7 @@ class IBQModel(VQModel):
         codebook_loss_weight: float = 0.25,
         entropy_temperature: float = 0.01,
         entropy_over_ranks: bool = False,
+        straight_through_weight: float = 0.0,
     ):
         # VQModel's own constructor would register its configuration over ours and allocate a second codebook.
         super(VQModel, self).__init__()
@@ -108,6 +109,7 @@ class IBQModel(VQModel):
             codebook_loss_weight=codebook_loss_weight,
             entropy_temperature=entropy_temperature,
             entropy_over_ranks=entropy_over_ranks,
+            straight_through_weight=straight_through_weight,
         )
         self.post_quant_conv = nn.Conv2d(vq_embed_dim, latent_channels, 1)
         self.decoder = Decoder(
@@ -135,6 +137,20 @@ class IBQModel(VQModel):
         self.enable_gradient_checkpointing()
 
     gradient_checkpointing_enable = activation_checkpointing_enable
+
+    def set_gradient_path(self, logit_scale: float | None = None, straight_through_weight: float | None = None):
+        """Changes how gradients pass the quantizer, here and in the configuration; codes and images stay the same.
+
+        Args:
+            logit_scale, straight_through_weight (`float`, *optional*): See [`IBQQuantizer`]; without, as before.
+
+        Raises:
+            ValueError: `logit_scale` is not above 0, or `straight_through_weight` is negative.
+        """
+        given = {"logit_scale": logit_scale, "straight_through_weight": straight_through_weight}
+        fields = {name: getattr(self.quantize, name) if value is None else value for name, value in given.items()}
+        self.quantize.set_gradient_path(**fields)
+        self.register_to_config(**fields)
 
     @property
     def spatial_factor(self) -> int:

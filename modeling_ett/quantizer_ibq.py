@@ -311,6 +311,9 @@ class IBQQuantizer(nn.Module):
         l2_normalize (`bool`): Compare and use latents and codes on the unit sphere.
         logit_scale (`float`): Factor on the logits of the straight-through softmax. On the unit sphere logits lie in
             `[-1, 1]`, where a scale of 1 would spread the gradient evenly over the codebook.
+        straight_through_weight (`float`): Weight `w` of a plain straight-through copy beside the softmax: the
+            embeddings become `hard + (soft - sg(soft)) + w * (z - sg(z))`. 0, as in IBQ, adds none. The copy changes
+            no value, and no loss of the quantizer: only gradients from outside pass through it.
         codebook_loss_weight (`float`): Weight of the term that moves codes towards latents; the commitment term, which
             moves latents towards codes, has weight 1, as in the code that made the public checkpoints.
         entropy_temperature (`float`): Temperature of the entropy term's softmax.
@@ -329,14 +332,27 @@ class IBQQuantizer(nn.Module):
         codebook_loss_weight: float = 0.25,
         entropy_temperature: float = 0.01,
         entropy_over_ranks: bool = False,
+        straight_through_weight: float = 0.0,
     ):
         super().__init__()
         self.embedding = Codebook(num_codes, dim)
         self.l2_normalize = l2_normalize
-        self.logit_scale = logit_scale
+        self.set_gradient_path(logit_scale, straight_through_weight)
         self.codebook_loss_weight = codebook_loss_weight
         self.entropy_temperature = entropy_temperature
         self.entropy_over_ranks = entropy_over_ranks
+
+    def set_gradient_path(self, logit_scale: float, straight_through_weight: float):
+        """Sets how gradients pass from embeddings to latents. Codes and values stay the same.
+
+        Raises:
+            ValueError: `logit_scale` is not above 0, or `straight_through_weight` is negative.
+        """
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale is {logit_scale}; expected a number above 0.")
+        if not straight_through_weight >= 0:
+            raise ValueError(f"straight_through_weight is {straight_through_weight}; expected 0 or a number above 0.")
+        self.logit_scale, self.straight_through_weight = logit_scale, straight_through_weight
 
     def codebook(self) -> torch.Tensor:
         """The table of codes as it is used, of shape `(K, D)`."""
@@ -350,6 +366,11 @@ class IBQQuantizer(nn.Module):
             embeddings = F.normalize(embeddings, dim=-1)
         return embeddings.permute(0, 3, 1, 2)
 
+    def tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `(batch_size, dim, height, width)` as they are compared with the codebook, of shape `(N, dim)`."""
+        tokens = latents.permute(0, 2, 3, 1).flatten(0, 2).to(torch.promote_types(latents.dtype, torch.float32))
+        return F.normalize(tokens, dim=-1) if self.l2_normalize else tokens
+
     def forward(self, latents: torch.Tensor, return_losses: bool = True) -> IBQQuantizerOutput:
         """
         Args:
@@ -359,17 +380,17 @@ class IBQQuantizer(nn.Module):
         batch_size, dim, height, width = latents.shape
         losses = {}
         with torch.autocast(latents.device.type, enabled=False):
-            precision = torch.promote_types(latents.dtype, torch.float32)
-            table = self.codebook().to(precision)
-            tokens = latents.permute(0, 2, 3, 1).flatten(0, 2).to(precision)
-            if self.l2_normalize:
-                tokens = F.normalize(tokens, dim=-1)
+            tokens = self.tokens(latents)
+            table = self.codebook().to(tokens.dtype)
             if return_losses or (torch.is_grad_enabled() and (tokens.requires_grad or table.requires_grad)):
                 embeddings, hard, codes, entropies, average, _ = index_backpropagation(
                     tokens, table, self.logit_scale, self.entropy_temperature
                 )
                 if return_losses:
                     losses = self._losses(tokens, hard, embeddings, entropies, average)
+                if self.straight_through_weight:
+                    # After the losses, whose commitment term the copy would weaken.
+                    embeddings = embeddings + self.straight_through_weight * (tokens - tokens.detach())
             else:
                 codes = assign(tokens, table)
                 embeddings = F.embedding(codes, table)

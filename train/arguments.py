@@ -19,8 +19,8 @@ class ETTTrainingArguments(TrainingArguments):
         global_batch_size.
 
     Parameters that control the joint objective (equations 1 and 3):
-        alpha, squared_error_weight, quantization_weight, perceptual_weight, adversarial_weight, entropy_weight,
-        adaptive_adversarial_weight.
+        alpha, caption_gradient_to_tokenizer, squared_error_weight, quantization_weight, perceptual_weight,
+        adversarial_weight, entropy_weight, adaptive_adversarial_weight.
 
     Parameters that control the perceptual loss:
         critics_batch_size, perceptual_network, perceptual_pretrained.
@@ -49,6 +49,13 @@ class ETTTrainingArguments(TrainingArguments):
 
     alpha: float = field(
         default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."}
+    )
+    caption_gradient_to_tokenizer: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the caption loss trains the tokenizer. If false, alpha * L_vq alone does: a control for "
+            "studies, in which the projector and the language model learn from captions as always."
+        },
     )
     squared_error_weight: float = field(
         default=0.0, metadata={"help": "Weight of the squared error beside the absolute one; the paper's is 0."}

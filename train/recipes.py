@@ -35,7 +35,11 @@ class ModelSection:
             `ett convert-tokenizer --discriminator`.
         image_size: Pixels along each side of the pictures.
         visual_head: Whether the model draws.
-        visual_embedding: `codebook`, or `index` for the paper's baseline.
+        visual_embedding: Of a new model: `codebook`, or `index` for the paper's baseline, which learns an embedding
+            for each code and has no projector.
+        logit_scale: Factor on the logits of the tokenizer's straight-through softmax; null keeps the tokenizer's own.
+        straight_through_weight: Weight of a plain straight-through copy beside that softmax; null keeps the
+            tokenizer's own.
     """
 
     path: str | None = None
@@ -49,6 +53,23 @@ class ModelSection:
     image_size: int = 512
     visual_head: bool = False
     visual_embedding: str = "codebook"
+    logit_scale: float | None = None
+    straight_through_weight: float | None = None
+
+    def __post_init__(self):
+        # YAML reads 1e-2, which has no dot, as text.
+        self.logit_scale, self.straight_through_weight = map(_number, (self.logit_scale, self.straight_through_weight))
+        if self.logit_scale is not None and not (_is_number(self.logit_scale) and self.logit_scale > 0):
+            raise ValueError(
+                f"model.logit_scale is {self.logit_scale!r}; expected a number above 0, or null for the tokenizer's "
+                "own."
+            )
+        weight = self.straight_through_weight
+        if weight is not None and not (_is_number(weight) and weight >= 0):
+            raise ValueError(
+                f"model.straight_through_weight is {weight!r}; expected 0 or a number above 0, or null for the "
+                "tokenizer's own."
+            )
 
 
 @dataclass
@@ -267,6 +288,10 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> Any:

@@ -49,7 +49,7 @@ from .models.adapters import (
     merge_adapter,
     save_adapter,
 )
-from .models.building import build_model, changes_codebook, load_model
+from .models.building import build_model, changes_codebook, check_visual_embedding, load_model
 from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
@@ -110,6 +110,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     resolved = dataclasses.asdict(recipe)
     checkpoint = newest_checkpoint(work) if resume else None
     seed = recipe.training.get("seed", 0)
+    check_visual_embedding(recipe)
     check_tokenized_data(recipe)
     examples = build_examples(recipe, seed)
     args = training_arguments(recipe, work, seed)

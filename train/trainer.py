@@ -29,6 +29,7 @@ from .models.adapters import is_adapter_weight
 from .models.quantization import num_weights
 from .monitoring.board import BoardCallback
 from .monitoring.figures import Throughput, gradient_norm, learning_rates, norms_of_shares
+from .monitoring.gradient_path import recording_gradient_path, warn_of_closed_path
 from .monitoring.samples import SamplesCallback
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .objective.adversary import Adversary, adaptive_weight
@@ -115,6 +116,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             discriminator = discriminator or PatchDiscriminator(channels, width, args.discriminator_layers)
             self.adversary = Adversary(discriminator, args)
         self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._warned_of_closed_path = False
         self.average = None
         if args.ema_decay is not None:
             self.average = MovingAverage(args.ema_decay)
@@ -218,16 +220,19 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         if self.is_tokenizer:
-            outputs = model(inputs["pixel_values"])
+            with self._recording_gradient_path():
+                outputs = model(inputs["pixel_values"])
             reconstruction, loss = outputs.sample, None
         else:
-            outputs = model(
-                **inputs,
-                num_items_in_batch=num_items_in_batch,
-                return_reconstruction=self.tunes_tokenizer and model.training,
-                skip_logits=True,
-                use_cache=False,
-            )
+            with self._recording_gradient_path():
+                outputs = model(
+                    **inputs,
+                    num_items_in_batch=num_items_in_batch,
+                    return_reconstruction=self.tunes_tokenizer and model.training,
+                    detach_image_embeds=not self.args.caption_gradient_to_tokenizer,
+                    skip_logits=True,
+                    use_cache=False,
+                )
             reconstruction, loss = outputs.reconstruction, outputs.loss
             self._record(
                 "drawing_loss" if "predict_codes" in inputs else "caption_loss",
@@ -311,6 +316,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
             recorded.update(codebook_statistics(self.accelerator.reduce(self._code_counts)))
             self._code_counts.zero_()
+        if not self._warned_of_closed_path and self.is_world_process_zero():
+            self._warned_of_closed_path = warn_of_closed_path(recorded)
         if "learning_rate" in logs:
             recorded.update(learning_rates(self.optimizer))
             if self.adversary is not None:
@@ -327,6 +334,13 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             norms = {part: gradient_norm(parameters) for part, parameters in model_parts(self.model).items()}
             self._record_gradient_norms({part: own / clipped for part, own in norms.items() if own is not None})
         return norm
+
+    def _recording_gradient_path(self) -> AbstractContextManager[None]:
+        """Measures the path of gradients to the encoder in the last micro-batch before a log."""
+        learns = self.tunes_tokenizer and self.model.training
+        if learns and self.accelerator.sync_gradients and self._logs_this_step():
+            return recording_gradient_path(self.vision_tokenizer.quantize, self._record)
+        return nullcontext()
 
     def _logs_this_step(self) -> bool:
         return (self.state.global_step + 1) % self.state.logging_steps == 0

@@ -241,6 +241,39 @@ def test_evaluate_reconstruction_says_what_is_wrong_before_it_measures(run, phot
     assert_one_sentence(run("evaluate", "reconstruction", *given), *parts)
 
 
+@pytest.mark.parametrize("model", ["ett-tokenizer", "ett-chat"])
+def test_inspect_tokenizer_ends_with_a_verdict(run, photographs, model):
+    result = run("inspect-tokenizer", model, "--dataset", photographs, "--image-size", 32)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["Images", "6"] and lines[1].startswith("Gradient ratio")
+    assert lines[-1].startswith("The path is ")
+
+
+def test_inspect_tokenizer_measures_with_what_stage_2_would_set_and_writes_it_down(run):
+    options = ("--straight-through-weight", 0.5, "--logit-scale", 1e-6, "--limit", 2, "--image-size", 32)
+    result = run("inspect-tokenizer", "ett-tokenizer", "--dataset", "scenes", *options, "--json", "path.json")
+    assert result.stdout.startswith("Wrote path.json.\nImages               2\nGradient ratio       0.5\n")
+    written = json.loads(Path("path.json").read_text())
+    assert written["settings"]["straight_through_weight"] == 0.5 and written["settings"]["data_set"] == "scenes"
+    assert written["measures"]["ratio"] == pytest.approx(0.5, rel=1e-3) and written["path"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--json", "path.txt"], ["path.txt", "not named like a JSON file"]),
+        (["--dataset", "absent"], ["'absent' could not be read"]),
+        (["--image-size", "34"], ["34 x 34", "multiples of 4", "--image-size"]),
+        (["--logit-scale", "0"], ["logit_scale is 0.0; expected a number above 0"]),
+        (["--straight-through-weight", "-1"], ["straight_through_weight is -1.0; expected 0 or a number above 0"]),
+    ],
+)
+def test_inspect_tokenizer_says_what_is_wrong_before_it_measures(run, photographs, arguments, parts):
+    given = ["--dataset", photographs, "--image-size", "32", *arguments]
+    assert_one_sentence(run("inspect-tokenizer", "ett-tokenizer", *given), *parts)
+
+
 @pytest.mark.parametrize("option", ["--batch-size", "--limit", "--image-size", "--save-every"])
 def test_evaluate_reconstruction_refuses_numbers_below_one(run, photographs, option):
     result = run("evaluate", "reconstruction", "--dataset", photographs, option, "0")

@@ -75,11 +75,40 @@ def test_the_caption_loss_reaches_encoder_codebook_and_quant_conv(make_model, in
     assert bool((model.model.vision_tokenizer.quantize.embedding.weight.grad.abs().sum(dim=1) > 0).all())
 
 
+@pytest.mark.parametrize("given", ["pixel_values", "image_codes"])
+def test_detached_embeddings_keep_the_caption_loss_from_the_tokenizer_alone(make_model, inputs, given):
+    gradients = []
+    for detach in (False, True):
+        model = make_model().train()
+        images = {"pixel_values": inputs["pixel_values"]}
+        if given == "image_codes":
+            images = {"image_codes": model.model.quantize_pixels(**images).codes}
+        labelled = {name: inputs[name] for name in ("input_ids", "labels")}
+        model(**labelled, **images, detach_image_embeds=detach).loss.backward()
+        assert bool(reached(model)) is not detach
+        parts = (model.model.projector, model.model.language_model)
+        gradients.append([parameter.grad for part in parts for parameter in part.parameters()])
+    assert all(torch.equal(cut, whole) for whole, cut in zip(*gradients, strict=True))
+
+
 def test_with_indices_the_caption_loss_does_not_reach_the_tokenizer(make_model, inputs):
     model = make_model(visual_embedding="index").train()
     model(**inputs).loss.backward()
     assert reached(model) == set()
     assert model.model.index_embedding.weight.grad.abs().sum() > 0
+
+
+def test_with_indices_the_language_model_sees_a_row_of_its_own_width_for_each_code(make_model):
+    model = make_model(visual_embedding="index").model
+    codes = torch.tensor([[[3, 0], [31, 3]]])
+    features, _ = model.get_image_features(image_codes=codes)
+    assert torch.equal(features, model.index_embedding.weight[[3, 0, 31, 3]].unsqueeze(0))
+    assert model.index_embedding.weight.shape == (32, 32) and not hasattr(model, "projector")
+
+
+def test_index_embeddings_start_as_the_language_models_tokens_do(make_model, make_vision_tokenizer):
+    model = make_model(vision_tokenizer=make_vision_tokenizer(num_vq_embeddings=2000), visual_embedding="index")
+    assert model.model.index_embedding.weight.std().item() == pytest.approx(0.3, rel=0.02)
 
 
 def test_with_indices_the_codes_matter_and_the_codebook_does_not(make_model, inputs):

@@ -52,6 +52,24 @@ def test_saved_and_loaded_it_is_the_same(make_vision_tokenizer, pixels, tmp_path
         assert torch.equal(loaded(pixels).sample, model(pixels).sample)
 
 
+def test_a_changed_gradient_path_is_saved_and_moves_no_code(make_vision_tokenizer, pixels, tmp_path):
+    model = make_vision_tokenizer(logit_scale=2.0)
+    codes = model.encode_codes(pixels)
+    model.set_gradient_path(straight_through_weight=0.1)
+    model.save_pretrained(tmp_path)
+    loaded = IBQModel.from_pretrained(tmp_path)
+    assert (loaded.quantize.logit_scale, loaded.quantize.straight_through_weight) == (2.0, 0.1)
+    assert torch.equal(loaded.encode_codes(pixels), codes)
+
+
+def test_a_folder_from_before_the_straight_through_copy_has_none(make_vision_tokenizer, tmp_path):
+    make_vision_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["straight_through_weight"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert IBQModel.from_pretrained(tmp_path).quantize.straight_through_weight == 0
+
+
 @pytest.mark.parametrize("size", [(18, 16), (16, 18), (2, 16), (0, 16)])
 def test_sides_that_do_not_divide_into_codes_are_an_error(make_vision_tokenizer, size):
     with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels .* multiples of 4"):

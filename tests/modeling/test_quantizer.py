@@ -26,7 +26,7 @@ def make_latents(dtype=torch.float64) -> torch.Tensor:
     return torch.randn(2, D, 3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
-def definition(latents, table, l2_normalize=False, logit_scale=1.0):
+def definition(latents, table, l2_normalize=False, logit_scale=1.0, straight_through_weight=0.0):
     """Every tensor of the definition, none left out: one-hots, probabilities, quantized latents, entropies."""
     batch_size, dim, height, width = latents.shape
     z = latents.movedim(1, -1).reshape(-1, dim)
@@ -39,6 +39,7 @@ def definition(latents, table, l2_normalize=False, logit_scale=1.0):
     o = F.one_hot(s.argmax(dim=-1), len(e)).to(p)
     z_q = (o - p.detach() + p) @ e
     z_q2 = o @ e
+    embeddings = z_q + straight_through_weight * (z - z.detach())
     quantization_loss = (
         ((z_q - z) ** 2).mean() + ((z_q2.detach() - z) ** 2).mean() + 0.25 * ((z_q2 - z.detach()) ** 2).mean()
     )
@@ -48,7 +49,7 @@ def definition(latents, table, l2_normalize=False, logit_scale=1.0):
     average_entropy = -(average * torch.log(average + 1e-5)).sum()
     return {
         "codes": s.argmax(dim=-1).view(batch_size, height, width),
-        "embeddings": z_q.view(batch_size, height, width, dim).movedim(-1, 1),
+        "embeddings": embeddings.view(batch_size, height, width, dim).movedim(-1, 1),
         "quantization_loss": quantization_loss,
         "sample_entropy": sample_entropy,
         "average_entropy": average_entropy,
@@ -61,6 +62,8 @@ SETTINGS = [
     {},
     {"l2_normalize": True},
     {"l2_normalize": True, "logit_scale": 7.0},
+    {"straight_through_weight": 0.3},
+    {"l2_normalize": True, "straight_through_weight": 0.3},
 ]
 
 
@@ -151,6 +154,25 @@ def test_the_gradient_reaches_the_latents_through_the_softmax_alone():
     a = quantizer.embedding.weight.sum(dim=-1)
     expected = (p * (a - (p * a).sum(dim=-1, keepdim=True))) @ quantizer.embedding.weight
     torch.testing.assert_close(gradient.movedim(1, -1), expected, rtol=0, atol=1e-12)
+
+
+def test_a_straight_through_copy_changes_no_value():
+    latents = make_latents(torch.float32).requires_grad_()
+    plain, copying = (make_quantizer(torch.float32, straight_through_weight=weight)(latents) for weight in (0.0, 0.3))
+    for name in ("embeddings", "codes", "quantization_loss", "entropy_loss"):
+        assert torch.equal(getattr(copying, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logit_scale": 0}, "logit_scale is 0; expected a number above 0"),
+        ({"straight_through_weight": -0.1}, r"straight_through_weight is -0\.1; expected 0 or a number above 0"),
+    ],
+)
+def test_a_gradient_path_that_cannot_be_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_quantizer(**settings)
 
 
 def test_the_average_entropy_of_even_use_falls_short_of_log_k_by_the_epsilon():

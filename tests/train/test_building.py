@@ -5,9 +5,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from train import load_recipe
-from train.models.building import build_model
+from train.models.building import build_model, check_visual_embedding, load_model
 
 WORDS = ["<unk>", "<|endoftext|>", "a", "red", "circle"]
 QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -64,3 +65,83 @@ def test_language_models_of_other_families_start_from_their_folders(build, famil
     assert isinstance(model.model.vision_tokenizer, IBQModel)
     own = dict(model.model.language_model.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in language_model.model.named_parameters())
+
+
+# The gradient path
+
+PATH = ["model.logit_scale=0.5", "model.straight_through_weight=0.1"]
+
+
+def path_of(tokenizer):
+    assert tokenizer.config.logit_scale == tokenizer.quantize.logit_scale
+    assert tokenizer.config.straight_through_weight == tokenizer.quantize.straight_through_weight
+    return tokenizer.quantize.logit_scale, tokenizer.quantize.straight_through_weight
+
+
+def test_a_recipe_sets_the_gradient_path_of_a_models_tokenizer_and_the_next_stage_keeps_it(base, tmp_path):
+    model = load_model(load_recipe("stage2_semantic", [f"model.path={base}", *PATH]).model)
+    assert path_of(model.model.vision_tokenizer) == (0.5, 0.1)
+    model.save_pretrained(tmp_path / "next")
+    loaded = ETTForConditionalGeneration.from_pretrained(tmp_path / "next")
+    assert path_of(loaded.model.vision_tokenizer) == (0.5, 0.1)
+
+
+def test_a_recipe_sets_the_gradient_path_of_a_new_model(build, tmp_path):
+    build(WORDS, rows=16)
+    parts = [f"model.{part}={tmp_path / name}" for part, name in PARTS.items()]
+    model, _ = build_model(load_recipe("stage1_alignment", [*parts, "model.image_size=16", *PATH]), [])
+    assert path_of(model.model.vision_tokenizer) == (0.5, 0.1)
+    assert model.config.vq_config["logit_scale"] == 0.5
+
+
+def test_a_recipe_sets_the_gradient_path_of_a_tokenizer(make_vision_tokenizer, tmp_path):
+    make_vision_tokenizer(logit_scale=7.0).save_pretrained(tmp_path)
+    overrides = [f"model.path={tmp_path}", "model.straight_through_weight=0.1"]
+    assert path_of(build_model(load_recipe("tokenizer", overrides), [])[0]) == (7.0, 0.1)
+
+
+# The embedding of the codes
+
+
+@pytest.fixture
+def embedding_folder(make_model, tmp_path):
+    """Makes the folder of a model, without its weights, that has codebook or index embeddings."""
+
+    def make(visual_embedding: str) -> str:
+        make_model(visual_embedding=visual_embedding).config.save_pretrained(tmp_path / visual_embedding)
+        return f"model.path={tmp_path / visual_embedding}"
+
+    return make
+
+
+INDEX = ["model.path=null", "model.visual_embedding=index"]
+MISFITS = [
+    (["train=[projector]"], "train names projector, which a model with visual_embedding=index does not have"),
+    (["train=[index_embedding, vision_tokenizer]"], "losses have no path to the tokenizer; remove vision_tokenizer"),
+    (["train=[]"], "this stage trains nothing that learns from images; add index_embedding to train"),
+]
+
+
+@pytest.mark.parametrize("from_folder", [False, True], ids=["new", "folder"])
+@pytest.mark.parametrize(("overrides", "message"), MISFITS)
+def test_what_an_index_model_cannot_train_is_an_error(embedding_folder, from_folder, overrides, message):
+    model = [embedding_folder("index")] if from_folder else INDEX
+    with pytest.raises(ValueError, match=message):
+        check_visual_embedding(load_recipe("stage2_semantic", [*model, *overrides]))
+
+
+@pytest.mark.parametrize("train", ["[index_embedding]", "[language_model]", "[index_embedding, language_model]"])
+def test_what_an_index_model_can_train_is_none(embedding_folder, train):
+    check_visual_embedding(load_recipe("stage2_semantic", [embedding_folder("index"), f"train={train}"]))
+
+
+def test_an_index_embedding_to_train_in_a_codebook_model_is_an_error(embedding_folder):
+    recipe = load_recipe("stage2_semantic", [embedding_folder("codebook"), "train=[index_embedding]"])
+    with pytest.raises(ValueError, match=r"train names index_embedding, .*; name projector instead"):
+        check_visual_embedding(recipe)
+
+
+def test_a_folders_embedding_cannot_be_another_one(embedding_folder):
+    recipe = load_recipe("stage2_semantic", [embedding_folder("codebook"), "model.visual_embedding=index"])
+    with pytest.raises(ValueError, match=r"model\.visual_embedding is 'index', but the model '.*' has 'codebook'"):
+        check_visual_embedding(recipe)

@@ -58,6 +58,10 @@ def test_flops_of_a_language_model_are_those_of_its_products(make_model, make_it
     assert counted == positions * flops.of_position + labels * flops.of_label + 32 * flops.of_code
 
 
+def test_the_codes_of_an_index_model_cost_no_product(make_model):
+    assert StepFlops(make_model(visual_embedding="index")).of_code == 0
+
+
 def test_flops_of_attention_count_what_a_position_sees(make_model):
     model = make_model()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():

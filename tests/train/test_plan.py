@@ -69,6 +69,13 @@ def test_parameters_are_those_of_a_former_stages_folder(make_model, model_folder
     assert plan.parts == train_only(make_model(), plan.recipe.train)
 
 
+def test_an_index_model_is_planned_with_its_embedding_in_the_projectors_place():
+    index = ["model.visual_embedding=index", "train=[index_embedding]"]
+    plan = plan_recipe("demo_language", [*NEW, *index, "task=caption"])
+    assert plan.parts["index_embedding"] == (32 * 32, True) and "projector" not in plan.parts
+    assert "activations: index_embedding" in plan.memory
+
+
 def test_no_weight_is_made(model_folder):
     model = model_without_weights(load_recipe("stage3_chat", [f"model.path={model_folder}"]))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

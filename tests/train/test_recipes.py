@@ -53,6 +53,25 @@ def test_the_papers_numbers_are_in_its_recipes():
     assert [entry["type"] for entry in filters] == ["resolution", "aesthetic"]
 
 
+@pytest.mark.parametrize(
+    ("ablation", "stage"),
+    [
+        ("ablation_index_alignment", "stage1_alignment"),
+        ("ablation_index_semantic", "stage2_semantic"),
+        ("ablation_index_chat", "stage3_chat"),
+        ("ablation_index_gen", "stage3_gen"),
+    ],
+)
+def test_the_index_baseline_is_its_stage_with_an_index_embedding_and_a_frozen_tokenizer(ablation, stage):
+    """Table 4, first row."""
+    ours, theirs = load_recipe(ablation), load_recipe(stage)
+    assert ours.task == theirs.task
+    others = [part for part in theirs.train if part not in ("projector", "vision_tokenizer")]
+    assert ours.train == ["index_embedding", *others]
+    for name in ("learning_rate", "global_batch_size", "lr_scheduler_type", "warmup_steps", "num_train_epochs"):
+        assert ours.training[name] == theirs.training[name]
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     def write(text):
@@ -82,6 +101,12 @@ def test_an_empty_file_is_a_recipe_of_defaults(recipe_file):
         ("training: {learning_rat: 1}", "unknown field 'training.learning_rat'. Did you mean 'learning_rate'?"),
         ("training: {xyzzy: 1}", "unknown field 'training.xyzzy'. Known are: "),
         ("model: 3", "recipe's 'model' is 3; it is a section of fields"),
+        ("model: {logit_scale: 0}", "model.logit_scale is 0; expected a number above 0, or null"),
+        ("model: {logit_scale: high}", "model.logit_scale is 'high'; expected a number above 0, or null"),
+        (
+            "model: {straight_through_weight: -1}",
+            "model.straight_through_weight is -1; expected 0 or a number above 0",
+        ),
         ("[a, b]", "holds a list; a recipe is a mapping of fields to values"),
         ("a: [", "is no YAML"),
     ],
@@ -123,6 +148,11 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
     assert recipe.training["run_name"] is None
     assert recipe.training["alpha"] == 0.25
+
+
+def test_numbers_of_the_gradient_path_may_be_written_without_a_dot():
+    model = load_recipe("stage2_semantic", ["model.logit_scale=1e-1", "model.straight_through_weight=5e-2"]).model
+    assert (model.logit_scale, model.straight_through_weight) == (0.1, 0.05)
 
 
 def test_overrides_reach_the_sources_of_a_mixture():

@@ -125,6 +125,17 @@ def test_the_chat_model_answers_and_the_drawing_model_draws(stages):
     assert [picture.size for picture in pictures] == [(16, 16)] * 2
 
 
+def test_the_index_baseline_goes_the_same_road(stages, tmp_path):
+    parts = [f"model.vision_tokenizer={stages['tokenizer']}", LANGUAGE_MODEL]
+    alignment = run_recipe("ablation_index_alignment", [*TINY, *parts], tmp_path / "alignment")
+    assert {part for part, entry in record(alignment)["parts"].items() if entry["trained"]} == {"index_embedding"}
+    gen = run_recipe("ablation_index_gen", [*TINY, f"model.path={alignment}"], tmp_path / "gen")
+    model, processor = AutoModelForImageTextToText.from_pretrained(gen), AutoProcessor.from_pretrained(gen)
+    assert model.config.visual_embedding == "index" and not hasattr(model.model, "projector")
+    codes = model.generate(**processor.prepare_drawing(["a red circle"]), generation_mode="image")
+    assert tuple(codes.shape) == (1, 4, 4)
+
+
 def test_the_record_tells_how_a_folder_was_made(stages):
     told = record(stages["semantic"])
     assert told["kind"] == "chat" and record(stages["gen"])["kind"] == "gen"

@@ -1,8 +1,11 @@
 """The trainer: what moves and what stays, in every stage; accumulation; logs; evaluation."""
 
+import logging
+
 import pytest
 import torch
 
+from modeling_ett.gradient_path import measure_gradient_path
 from train import ETTCollator, ETTTrainingArguments, train_only
 from train.data.preparation import replace_pixels
 from train.trainer import mean_by_name
@@ -20,9 +23,15 @@ def belongs(name, parts):
 STAGES = {
     "alignment": (["projector"], {}, {}),
     "semantic": (["vision_tokenizer", "projector", "language_model"], {}, {}),
-    "semantic, indices": (["index_embedding", "projector", "language_model"], {"visual_embedding": "index"}, {}),
+    "alignment, indices": (["index_embedding"], {"visual_embedding": "index"}, {}),
+    "semantic, indices": (["index_embedding", "language_model"], {"visual_embedding": "index"}, {}),
     "chat": (["projector", "language_model"], {}, {"codes": True}),
     "drawing": (["projector", "language_model", "visual_head"], {}, {"codes": True}),
+    "drawing, indices": (
+        ["index_embedding", "language_model", "visual_head"],
+        {"visual_embedding": "index"},
+        {"codes": True},
+    ),
     "drawing head": (["visual_head"], {}, {"codes": True}),
 }
 
@@ -186,6 +195,32 @@ def test_alpha_zero_leaves_the_caption_loss_alone(make_model, arguments, make_it
     assert update["model.vision_tokenizer.encoder.conv_in.weight"].any()
 
 
+def test_cut_off_from_captions_the_tokenizer_learns_by_alpha_times_the_vq_loss_alone(
+    make_model, arguments, make_items
+):
+    batch = ETTCollator()(make_items())
+    gradients = {}
+    for kind in ("whole", "cut", "vq loss"):
+        model = make_model().train()
+        train_only(model, ["vision_tokenizer", "projector", "language_model"])
+        args = one_step(arguments, 4, 1, alpha=0.7, entropy_weight=0.3, caption_gradient_to_tokenizer=kind == "whole")
+        trainer = make_trainer(model, args, make_items())
+        trainer._get_num_items_in_batch([batch], args.device)
+        if kind == "vq loss":
+            output = model(**batch, return_reconstruction=True)
+            loss = 0.7 * trainer._vq_loss(batch["pixel_values"], output.reconstruction, output.quantized)
+        else:
+            loss = trainer.compute_loss(model, dict(batch))
+        loss.backward()
+        gradients[kind] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, gradient in gradients["cut"].items():
+        if gradient is not None:
+            expected = gradients["vq loss" if "vision_tokenizer" in name else "whole"][name]
+            assert torch.equal(gradient, expected), name
+    encoder = "model.vision_tokenizer.encoder.conv_in.weight"
+    assert not torch.equal(gradients["whole"][encoder], gradients["cut"][encoder])
+
+
 # Optimizer
 
 
@@ -271,6 +306,66 @@ def test_psnr_is_that_of_pictures_between_0_and_1(make_vision_tokenizer, argumen
     trainer = make_trainer(model, arguments(max_steps=1), items)
     trainer.train()
     assert trainer.state.log_history[0]["psnr"] == pytest.approx(-10 * torch.log10(error).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "semantic"])
+def test_logs_hold_the_gradient_path_where_a_tokenizer_learns(
+    make_model, make_vision_tokenizer, arguments, make_items, stage
+):
+    model = make_vision_tokenizer() if stage == "tokenizer" else make_model()
+    tokenizer = model if stage == "tokenizer" else model.model.vision_tokenizer
+    train_only(model, ["vision_tokenizer"])
+    pixels = ETTCollator()(make_items())["pixel_values"]
+    with torch.no_grad():
+        latents = tokenizer.encode(pixels).latents
+    expected = measure_gradient_path(tokenizer.quantize, latents).summary()
+    trainer = make_trainer(model, arguments(per_device_train_batch_size=4, max_steps=1), make_items())
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    # The order of the images decides which random gradient each of them gets.
+    for name, tolerance in (("ratio", 0.2), ("largest_probability", 1e-5), ("dead_tokens", 1e-5)):
+        assert logged[f"gradient_path/{name}"] == pytest.approx(expected[name].item(), rel=tolerance)
+
+
+def test_a_frozen_tokenizer_has_no_gradient_path_in_the_logs(make_model, arguments, make_items):
+    model = make_model()
+    train_only(model, ["projector"])
+    trainer = make_trainer(model, arguments(max_steps=1), make_items())
+    trainer.train()
+    assert not any("gradient_path" in name for name in trainer.state.log_history[0])
+
+
+def test_the_gradient_path_is_measured_once_a_log_and_changes_nothing(
+    make_vision_tokenizer, arguments, make_items, monkeypatch
+):
+    measured = []
+    monkeypatch.setattr(
+        "train.monitoring.gradient_path.measure_gradient_path",
+        lambda *inputs: measured.append(inputs) or measure_gradient_path(*inputs),
+    )
+    trained = []
+    for logging_steps in (2, 100):
+        args = arguments(max_steps=4, gradient_accumulation_steps=2, logging_steps=logging_steps)
+        trainer = make_trainer(make_vision_tokenizer(), args, make_items())
+        trainer.train()
+        trained.append(snapshot(trainer.model))
+    assert len(measured) == 2
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
+
+
+def test_a_closed_gradient_path_is_warned_of_once_with_the_remedies(
+    make_vision_tokenizer, arguments, make_items, caplog
+):
+    model = make_vision_tokenizer(logit_scale=1e6)
+    with caplog.at_level(logging.WARNING, logger="train.monitoring.gradient_path"):
+        make_trainer(model, arguments(max_steps=3), make_items()).train()
+    [warning] = [record.getMessage() for record in caplog.records if "gradient_path/ratio" in record.getMessage()]
+    assert "lower model.logit_scale, or with model.straight_through_weight above 0" in warning
+
+
+def test_an_open_gradient_path_is_not_warned_of(make_vision_tokenizer, arguments, make_items, caplog):
+    make_trainer(make_vision_tokenizer(), arguments(), make_items()).train()
+    assert "gradient_path" not in caplog.text
 
 
 # Evaluation

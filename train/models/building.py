@@ -25,6 +25,7 @@ def build_model(
     section = recipe.model
     if recipe.task == "reconstruction":
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
+        set_gradient_path(tokenizer, section)
         return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -32,6 +33,7 @@ def build_model(
         if section.load_in_4bit:
             how = quantization_arguments(torch.bfloat16 if recipe.training.get("bf16") else torch.float32)
         model = load_model(section, **how)
+        check_visual_embedding(recipe, model.config.visual_embedding)
         stay_trainable(model)
         return model, ETTProcessor.from_pretrained(section.path)
     require_parts(section)
@@ -45,18 +47,85 @@ def build_model(
     if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
         language_model.resize_token_embeddings(len(text_tokenizer))
     model = join(language_model, vision_tokenizer, processor, section)
+    set_gradient_path(model, section)
     return model, processor
 
 
 def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
-    """The model of the section's folder, in float32, with a new visual head where that has none and the section asks
-    for one.
+    """The model of the section's folder, in float32, with the section's settings of the gradient path, and with a new
+    visual head where that has none and the section asks for one.
 
     Args:
         kwargs: As in `from_pretrained`.
     """
     draws = {"visual_head": True} if section.visual_head else {}
-    return ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
+    model = ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
+    set_gradient_path(model, section)
+    return model
+
+
+def set_gradient_path(model: IBQModel | ETTForConditionalGeneration, section: ModelSection):
+    """Gives a tokenizer, or that of an ETT model, what the section says of its gradient path; see
+    [`IBQModel.set_gradient_path`]."""
+    given = {name: getattr(section, name) for name in ("logit_scale", "straight_through_weight")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return
+    if isinstance(model, IBQModel):
+        model.set_gradient_path(**given)
+    else:
+        model.model.vision_tokenizer.set_gradient_path(**given)
+        model.config.vq_config.update(given)
+
+
+def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
+    """Checks that what a recipe trains fits its model's embedding of the codes.
+
+    Args:
+        visual_embedding: The model's, by default as the recipe or its model's folder says. A model on the Hub is not
+            checked before it is loaded.
+
+    Raises:
+        ValueError: A part is to learn that the model lacks or that no loss reaches, or no part is to learn that reads
+            images.
+    """
+    section, train = recipe.model, recipe.train
+    visual_embedding = visual_embedding or _stated_visual_embedding(section)
+    if recipe.task == "reconstruction" or visual_embedding is None:
+        return
+    if section.visual_embedding == "index" != visual_embedding:
+        raise ValueError(
+            f"model.visual_embedding is 'index', but the model '{section.path}' has 'codebook'; remove the former, or "
+            "start from a model that recipe ablation_index_alignment made."
+        )
+    is_index = visual_embedding == "index"
+    missing, present = ("projector", "index_embedding") if is_index else ("index_embedding", "projector")
+    if missing in train:
+        raise ValueError(
+            f"train names {missing}, which a model with visual_embedding={visual_embedding} does not have; name "
+            f"{present} instead."
+        )
+    if is_index and "vision_tokenizer" in train:
+        raise ValueError(
+            "train names vision_tokenizer, but with visual_embedding=index the language model sees indices, and its "
+            "losses have no path to the tokenizer; remove vision_tokenizer."
+        )
+    if is_index and recipe.task in ("caption", "chat") and not {"index_embedding", "language_model"} & set(train):
+        raise ValueError(
+            "With visual_embedding=index this stage trains nothing that learns from images; add index_embedding to "
+            "train."
+        )
+
+
+def _stated_visual_embedding(section: ModelSection) -> str | None:
+    """What the recipe says of a new model, or the `config.json` of a folder; None where there is none to read."""
+    if section.path is None:
+        return section.visual_embedding
+    try:
+        config = json.loads((Path(section.path) / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return config.get("visual_embedding", "codebook")
 
 
 def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor | ETTImageProcessor:
@@ -205,4 +274,11 @@ def require_model_folder(path: str, expected: str):
         raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
 
 
-__all__ = ["build_model", "build_processor", "changes_codebook", "join", "new_language_model"]
+__all__ = [
+    "build_model",
+    "build_processor",
+    "changes_codebook",
+    "check_visual_embedding",
+    "join",
+    "new_language_model",
+]

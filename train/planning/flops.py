@@ -7,6 +7,7 @@ gradient's way back through it, and where it learns, the gradient of the weight 
   for its gradients, `3 x 4 x layers x heads x width of a head` for each pair of a position and one that it sees.
   Heads count for the labelled positions alone.
 - Projector: `2 x weights x codes x passes`; back through its first layer the gradient goes to a tokenizer that learns.
+  An index model has none, and looking up an embedding is no product.
 - Tokenizer: convolutions and attention as torch counts them, of the encoder alone (one pass) when it is frozen, else
   of encoder and decoder (three). The quantizer's products count `2 K D` for a code: one when frozen, else two of
   three passes, since index backpropagation adds the soft assignment.
@@ -97,9 +98,10 @@ class StepFlops:
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.of_position = _of_layers(model.model.language_model, passes=2)
         self.of_pair = 12.0 * text.num_hidden_layers * text.num_attention_heads * head_width
-        self.of_code = _of_layers(model.model.projector, passes=2)
-        if not self.tokenizer_learns:
-            self.of_code -= 2.0 * model.model.projector.linear_1.weight.numel()
+        if model.config.visual_embedding == "codebook":
+            self.of_code = _of_layers(model.model.projector, passes=2)
+            if not self.tokenizer_learns:
+                self.of_code -= 2.0 * model.model.projector.linear_1.weight.numel()
         self.of_label = _of_layers(model.lm_head, passes=2)
         if model.config.visual_head:
             self.of_code_label = _of_layers(model.visual_head, passes=2)

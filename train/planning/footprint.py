@@ -119,12 +119,16 @@ def activation_bytes(
         return found
     codes = (image_size // tokenizer.spatial_factor) ** 2
     width = model.config.text_config.hidden_size
-    found["projector"] = peak_bytes(
-        lambda module, x: module(x),
-        model.model.projector,
-        (batch_size, codes, tokenizer.config.vq_embed_dim),
-        half=half,
-    )
+    if model.config.visual_embedding == "index":
+        # The embeddings of the codes, and their gradients.
+        found["index_embedding"] = 2 * 4 * batch_size * codes * width
+    else:
+        found["projector"] = peak_bytes(
+            lambda module, x: module(x),
+            model.model.projector,
+            (batch_size, codes, tokenizer.config.vq_embed_dim),
+            half=half,
+        )
     positions = codes + 2 + text_tokens
     found["language_model"] = peak_bytes(_read, model.model.language_model, (batch_size, positions, width), half=half)
     head = model.visual_head if model.config.visual_head else model.lm_head

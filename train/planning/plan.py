@@ -23,7 +23,7 @@ from ..arguments import ETTTrainingArguments, accumulation_steps
 from ..data import build_examples
 from ..data.choice import source_section
 from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
-from ..models.building import new_language_model, require_model_folder, require_parts
+from ..models.building import check_visual_embedding, new_language_model, require_model_folder, require_parts
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
@@ -180,6 +180,7 @@ def plan_recipe(
     if recipe.training.get("global_batch_size") is not None:
         accumulation = accumulation_steps(recipe.training["global_batch_size"], batch_size, devices)
 
+    check_visual_embedding(recipe)
     model = model_without_weights(recipe, seed)
     if recipe.lora.rank is not None:
         add_adapter(model, recipe.lora)
