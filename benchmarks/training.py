@@ -204,7 +204,8 @@ def language_part(trainer: ETTTrainer, with_projector: bool) -> Callable[[], Any
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             inputs = embeddings.detach().requires_grad_()
             if with_projector:
-                projected = model.model.projector(pictures.detach().requires_grad_())
+                places = torch.arange(len(pictures), device=pictures.device)
+                projected = model.model.projector(pictures.detach().requires_grad_(), places, len(places))
                 inputs = inputs.masked_scatter(placeholders[..., None], projected.to(inputs.dtype))
             hidden = model.model.language_model(
                 inputs_embeds=inputs, attention_mask=batch["attention_mask"], use_cache=False

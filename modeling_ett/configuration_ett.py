@@ -25,6 +25,8 @@ class ETTConfig(PreTrainedConfig):
         visual_embedding (`"codebook"` or `"index"`): The language model's embedding of a code. `"codebook"`: the
             projected codebook embedding (the paper's method). `"index"`: a learned one for each of the K codes, of the
             language model's width, without a projector (the paper's baseline, as in Emu3).
+        code_positions (`bool`): Whether a code's row and column are added to its projected embedding. The paper has
+            only the language model's own positions; a small model learns sooner with rows and columns.
         visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
         answers (`bool`): Whether the model is for answers; one that was trained to draw last has unlearned them.
 
@@ -41,6 +43,7 @@ class ETTConfig(PreTrainedConfig):
     image_end_token_id: int = 151653
     image_size: int = 512
     visual_embedding: Literal["codebook", "index"] = "codebook"
+    code_positions: bool = False
     visual_head: bool = False
     answers: bool = True
     tie_word_embeddings: bool | None = None
@@ -52,6 +55,10 @@ class ETTConfig(PreTrainedConfig):
                 kwargs.pop(name, None)
         super().__post_init__(**kwargs)
         self.vq_config = dict(self.vq_config or {})
+        if self.code_positions and self.visual_embedding == "index":
+            raise ValueError(
+                'code_positions are part of the projector, which visual_embedding="index" lacks; leave one out.'
+            )
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
 

@@ -269,6 +269,8 @@ class ImageGenerationMixin:
             seen = slice(drawn - 1, drawn - 1 + jacobi_window)
             scores = step(
                 codes[:, seen],
+                torch.arange(seen.start, seen.stop, device=codes.device),
+                width,
                 attention_mask if compile_config else attention_mask[:, : prompt_length + seen.stop],
                 torch.minimum(position_ids + seen.start, last_position),
                 cache,
@@ -278,16 +280,19 @@ class ImageGenerationMixin:
     def _step(
         self,
         codes: torch.LongTensor,
+        places: torch.LongTensor,
+        width: int,
         attention_mask: torch.Tensor,
         position_ids: torch.LongTensor,
         cache: Cache,
         guidance_scale: float,
     ) -> torch.FloatTensor:
-        """Codes `(num_pictures, num_places)` to guided scores `(num_pictures, num_places, K)` of what follows each."""
+        """Codes `(num_pictures, num_places)`, at `places` in images of `width` codes a row, to guided scores
+        `(num_pictures, num_places, K)` of what follows each."""
         codes = codes.repeat(2, 1) if guidance_scale > 1 else codes
         dtype = self.get_input_embeddings().weight.dtype
         hidden_states = self.model(
-            inputs_embeds=self.model.embed_codes(codes.unsqueeze(1)).to(dtype),
+            inputs_embeds=self.model.embed_codes(codes, places, width).to(dtype),
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=cache,
@@ -302,9 +307,11 @@ class ImageGenerationMixin:
         conditional, empty = scores.chunk(2)
         return empty + guidance_scale * (conditional - empty)
 
-    def _eager_step(self, codes: torch.LongTensor, attention_mask: torch.Tensor, *args) -> torch.FloatTensor:
+    def _eager_step(
+        self, codes: torch.LongTensor, places: torch.LongTensor, width: int, attention_mask: torch.Tensor, *args
+    ) -> torch.FloatTensor:
         with thin_products(len(attention_mask) * codes.shape[1], self.visual_head.weight):
-            return self._step(codes, attention_mask, *args)
+            return self._step(codes, places, width, attention_mask, *args)
 
     def _compiled_step(self, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
         compiled = torch.compile(self._step, **compile_config.to_dict())

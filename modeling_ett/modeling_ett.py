@@ -67,18 +67,50 @@ class ETTCausalLMOutputWithPast(ModelOutput):
     quantized: IBQQuantizerOutput | None = None
 
 
-class ETTProjector(nn.Module):
-    """Codebook embeddings `(..., D)` to the language model's width `(..., C)`: Linear, GELU, Linear (section 3.2)."""
+class CodePositions(nn.Linear):
+    """Rows and columns of codes as vectors of the language model's width: a linear map, at first 0, of sines and
+    cosines. Grids may have any size. The paper's projector has no such part."""
 
-    def __init__(self, embed_dim: int, hidden_size: int, input_scale: float = 1.0):
+    NUM_FREQUENCIES = 16
+    SHORTEST, LONGEST = 1.0, 100.0
+    """The lengths, in codes, over which the phases move by one radian."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(4 * self.NUM_FREQUENCIES, hidden_size, bias=False)
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+
+    def forward(self, rows: torch.LongTensor, columns: torch.LongTensor) -> torch.Tensor:
+        """Rows and columns, each of shape `(num_codes,)`, to vectors `(num_codes, C)`."""
+        exponents = torch.linspace(0, 1, self.NUM_FREQUENCIES, device=rows.device)
+        lengths = self.SHORTEST * (self.LONGEST / self.SHORTEST) ** exponents
+        phases = torch.cat([rows[:, None] / lengths, columns[:, None] / lengths], dim=-1)
+        return super().forward(torch.cat([phases.sin(), phases.cos()], dim=-1).to(self.weight.dtype))
+
+
+class ETTProjector(nn.Module):
+    """Codebook embeddings `(..., num_codes, D)` to the language model's width `(..., num_codes, C)`: Linear, GELU,
+    Linear (section 3.2). With `code_positions`, the codes' rows and columns are added."""
+
+    def __init__(self, embed_dim: int, hidden_size: int, input_scale: float = 1.0, code_positions: bool = False):
         super().__init__()
         self.input_scale = input_scale
         self.linear_1 = nn.Linear(embed_dim, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
+        self.positions = CodePositions(hidden_size) if code_positions else None
 
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+    def forward(self, embeddings: torch.Tensor, places: torch.LongTensor, width: int) -> torch.Tensor:
+        """
+        Args:
+            places (`torch.LongTensor` of shape `(num_codes,)`): The codes' places in their image, in raster order.
+            width (`int`): Codes in a row of the image.
+        """
         embeddings = embeddings.to(self.linear_1.weight.dtype) * self.input_scale
-        return self.linear_2(F.gelu(self.linear_1(embeddings)))
+        projected = self.linear_2(F.gelu(self.linear_1(embeddings)))
+        if self.positions is None:
+            return projected
+        return projected + self.positions(places // width, places % width)
 
 
 class ETTPreTrainedModel(PreTrainedModel):
@@ -128,7 +160,7 @@ class ETTModel(ETTPreTrainedModel):
         else:
             # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
             input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
-            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale)
+            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale, config.code_positions)
             # A language model's small deviation would start the projector near zero.
             modules += self.projector.modules()
         self.language_model = AutoModel.from_config(config.text_config)
@@ -155,11 +187,33 @@ class ETTModel(ETTPreTrainedModel):
             latents = tokenizer.encode(pixel_values.to(device, tokenizer.dtype)).latents
             return tokenizer.quantize(latents, return_losses=learns)
 
-    def embed_codes(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Codes `(num_images, height, width)` to what the language model sees, `(num_images, height * width, C)`."""
+    def embed_codes(self, codes: torch.LongTensor, places: torch.LongTensor, width: int) -> torch.Tensor:
+        """
+        Args:
+            codes (`torch.LongTensor` of shape `(num_images, num_codes)`): Codes of images, or of a part of each.
+            places (`torch.LongTensor` of shape `(num_codes,)`): Their places in the image, in raster order.
+            width (`int`): Codes in a row of the image.
+
+        Returns:
+            `torch.Tensor` of shape `(num_images, num_codes, C)`: The language model's inputs.
+        """
         if self.config.visual_embedding == "index":
-            return self.index_embedding(codes.flatten(1))
-        return self.projector(self.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2))
+            return self.index_embedding(codes)
+        return self.projector(self._flat_embeddings(codes.unsqueeze(1)), places, width)
+
+    def _flat_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Codes `(num_images, height, width)` to codebook embeddings `(num_images, height * width, D)`."""
+        return self.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
+
+    def _width(self, num_codes: int) -> int:
+        """Codes in a row of a square image that comes as so many embeddings."""
+        width = math.isqrt(num_codes)
+        if width * width != num_codes:
+            raise ValueError(
+                f"image_embeds hold {num_codes} codes an image, from which code_positions cannot tell rows and "
+                "columns; give image_codes or pixel_values for images that are not square."
+            )
+        return width
 
     def get_image_features(
         self,
@@ -181,7 +235,8 @@ class ETTModel(ETTPreTrainedModel):
             The projected images `(num_images, height * width, C)`, and for `pixel_values` the tokenizer's output.
 
         Raises:
-            ValueError: Not exactly one of the three is given, or embeddings are given to an "index" model.
+            ValueError: Not exactly one of the three is given, embeddings are given to an "index" model, or with
+                `code_positions` embeddings of images that are not square.
         """
         given = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
         names = [name for name, value in given.items() if value is not None]
@@ -197,12 +252,18 @@ class ETTModel(ETTPreTrainedModel):
                     'image_embeds were given to a model with visual_embedding="index", which has its own embedding '
                     "for each code; give image_codes or pixel_values."
                 )
-            return self.embed_codes(image_codes), quantized
+            return self.index_embedding(image_codes.flatten(1)), quantized
         if quantized is not None:
             image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
         elif image_codes is not None:
-            image_embeds = self.vision_tokenizer.codes_to_embeddings(image_codes).flatten(2).transpose(1, 2)
-        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds), quantized
+            image_embeds = self._flat_embeddings(image_codes)
+        num_codes = image_embeds.shape[1]
+        if image_codes is not None:
+            width = image_codes.shape[-1]
+        else:
+            width = self._width(num_codes) if self.config.code_positions else num_codes
+        places = torch.arange(num_codes, device=image_embeds.device)
+        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds, places, width), quantized
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
@@ -474,6 +535,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
 
 
 __all__ = [
+    "CodePositions",
     "ETTCausalLMOutputWithPast",
     "ETTForConditionalGeneration",
     "ETTModel",

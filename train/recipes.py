@@ -34,6 +34,7 @@ class ModelSection:
             none. `new` always starts a new one. Anything else is a file: of a finished folder, of a checkpoint, or of
             `ett convert-tokenizer --discriminator`.
         image_size: Pixels along each side of the pictures.
+        code_positions: For a new ETT model: whether embeddings carry their codes' rows and columns (not in the paper).
         visual_head: Whether the model draws.
         visual_embedding: Of a new model: `codebook`, or `index` for the paper's baseline, which learns an embedding
             for each code and has no projector.
@@ -51,6 +52,7 @@ class ModelSection:
     codebook_pictures: int = 10_000
     discriminator: str | None = None
     image_size: int = 512
+    code_positions: bool = False
     visual_head: bool = False
     visual_embedding: str = "codebook"
     logit_scale: float | None = None

@@ -339,3 +339,64 @@ def test_a_drawing_fits_the_context_if_its_last_code_does():
 
 def test_a_language_model_without_a_limit_has_context_for_everything():
     ETTConfig(text_config={"model_type": "mamba"}).check_context(1, num_codes=10**9)
+
+
+@pytest.fixture
+def positioned(make_model):
+    model = make_model(code_positions=True)
+    torch.nn.init.normal_(model.model.projector.positions.weight)
+    return model
+
+
+def test_code_positions_start_without_any_effect(make_model):
+    codes = torch.arange(16).view(1, 4, 4)
+    with_positions, without = make_model(code_positions=True), make_model()
+    with_positions.load_state_dict(without.state_dict(), strict=False)
+    features = [model.model.get_image_features(image_codes=codes)[0] for model in (with_positions, without)]
+    assert torch.equal(*features)
+
+
+def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
+    features = positioned.model.get_image_features(image_codes=torch.zeros(1, 2, 3, dtype=torch.long))[0][0]
+    assert len(features.unique(dim=0)) == 6
+    down, right = features[3] - features[0], features[1] - features[0]
+    torch.testing.assert_close(features[4] - features[1], down)
+    torch.testing.assert_close(features[4] - features[3], right)
+
+
+def test_codes_one_at_a_time_have_the_positions_of_the_whole_image(positioned):
+    codes = torch.arange(12).view(1, 3, 4)
+    whole = positioned.model.get_image_features(image_codes=codes)[0]
+    for place, code in enumerate(codes.flatten()):
+        one = positioned.model.embed_codes(code.view(1, 1), torch.tensor([place]), width=4)
+        torch.testing.assert_close(one[0, 0], whole[0, place])
+
+
+def test_embeddings_of_a_square_image_have_the_positions_of_its_codes(positioned):
+    codes = torch.arange(16).view(1, 4, 4)
+    embeddings = positioned.model.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
+    features = [
+        positioned.model.get_image_features(**image)[0]
+        for image in ({"image_codes": codes}, {"image_embeds": embeddings})
+    ]
+    torch.testing.assert_close(*features)
+    with pytest.raises(ValueError, match="image_embeds hold 12 codes an image"):
+        positioned.model.get_image_features(image_embeds=embeddings[:, :12])
+
+
+def test_code_positions_are_refused_without_a_projector(make_model):
+    with pytest.raises(ValueError, match="code_positions are part of the projector"):
+        make_model(code_positions=True, visual_embedding="index")
+
+
+def test_generation_feeds_codes_back_with_their_positions(positioned):
+    start = positioned.config.image_start_token_id
+    prompt = torch.tensor([[11, 12, start]])
+    output = positioned.generate(
+        prompt, generation_mode="image", do_sample=False, guidance_scale=1.0, output_scores=True
+    )
+    codes = output.sequences
+    ids = torch.cat([prompt, torch.full((1, codes.numel()), positioned.config.image_token_id)], dim=1)
+    with torch.no_grad():
+        logits = positioned(input_ids=ids, image_codes=codes, predict_codes=True, skip_logits=False).code_logits
+    torch.testing.assert_close(output.scores[0], logits, atol=1e-4, rtol=1e-4)

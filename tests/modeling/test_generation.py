@@ -78,7 +78,7 @@ def draw_slowly(model, prompt, num_codes, guidance_scale):
         for ids in (prompt, prompt[:, -1:]):
             embeddings = model.get_input_embeddings()(ids)
             if codes:
-                drawn = model.model.embed_codes(torch.tensor(codes).view(1, 1, -1))
+                drawn = model.model.embed_codes(torch.tensor([codes]), torch.arange(len(codes)), width=4)
                 embeddings = torch.cat([embeddings, drawn], dim=1)
             hidden_states = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
             scores.append(model.visual_head(hidden_states[:, -1]))

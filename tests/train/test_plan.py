@@ -53,6 +53,10 @@ def test_parameters_are_those_of_the_new_model_that_training_would_build():
         def texts():
             return ["a red circle"]
 
+        @staticmethod
+        def spelled():
+            return []
+
     real, _ = build_model(recipe, Vocabulary)
     parts = plan_recipe("demo_language", NEW).parts
     expected = train_only(real, recipe.train)

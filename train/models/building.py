@@ -180,6 +180,7 @@ def join(
         image_end_token_id=processor.image_end_token_id,
         image_size=section.image_size,
         visual_head=section.visual_head,
+        code_positions=section.code_positions,
         visual_embedding=section.visual_embedding,
     )
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id

@@ -124,7 +124,7 @@ def activation_bytes(
         found["index_embedding"] = 2 * 4 * batch_size * codes * width
     else:
         found["projector"] = peak_bytes(
-            lambda module, x: module(x),
+            lambda module, x: module(x, torch.arange(codes, device=x.device), codes),
             model.model.projector,
             (batch_size, codes, tokenizer.config.vq_embed_dim),
             half=half,
