@@ -14,7 +14,9 @@ import pytest
 from rich.console import Console
 
 from miniature_ett import schedule
-from miniature_ett.schedule import Outcome, Plan, StopTasks, Task, run_tasks
+from miniature_ett.schedule import StopTasks, run_tasks
+from miniature_ett.schedule_display import TableDisplay
+from miniature_ett.schedule_plan import Outcome, Plan, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -221,7 +223,7 @@ def test_the_table_shows_what_ended_runs_and_waits(clock):
     plan.report(plan.tasks["task 1"], 1, 2001)
     clock[0] = 10
     plan.report(plan.tasks["task 1"], 1001, 2001)
-    display = schedule.TableDisplay(plan)
+    display = TableDisplay(plan)
     text = io.StringIO()
     Console(file=text, width=100).print(display.table())
     lines = [" ".join(line.split()) for line in text.getvalue().splitlines()]
