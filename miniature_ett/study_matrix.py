@@ -17,6 +17,8 @@ CONTROL_SEEDS = {"textured": 3}
 QUICK_SEEDS = {"textured": 2, "flat": 1}
 
 # The study's own changes to the demo's recipes. The paper's proportions: a long stage 2 and a short chat stage.
+# Code positions are part of the projector, which the index arm lacks, and the paper has none.
+LANGUAGE = ("model.code_positions=false",)
 SEMANTIC = ("training.max_steps=1500", "training.per_device_train_batch_size=8", "data.length=12000")
 LONG_SEMANTIC = ("training.max_steps=3000", "training.per_device_train_batch_size=8", "data.length=24000")
 CHAT = ("training.max_steps=400", "training.per_device_train_batch_size=8", "data.length=3200")
@@ -86,11 +88,11 @@ class Arm:
 
 STAGES = {
     "tokenizer": Stage("demo_tokenizer", {}, 300),
-    "language": Stage("demo_language", {"model.vision_tokenizer": "tokenizer"}, 40),
+    "language": Stage("demo_language", {"model.vision_tokenizer": "tokenizer"}, 40, LANGUAGE),
     "alignment": Stage("demo_alignment", {"model.path": "language"}, 40),
     # The same seed gives the same language model; what stands for a code is another.
     "language-index": Stage(
-        "demo_language", {"model.vision_tokenizer": "tokenizer"}, 40, ("model.visual_embedding=index",)
+        "demo_language", {"model.vision_tokenizer": "tokenizer"}, 40, (*LANGUAGE, "model.visual_embedding=index")
     ),
     "alignment-index": Stage("demo_alignment", {"model.path": "language-index"}, 40, ("train=[index_embedding]",)),
 }
@@ -140,7 +142,9 @@ VQ_ONLY = ("training.alpha=0.25", "training.caption_gradient_to_tokenizer=false"
 _add_arm("vq-only", VQ_ONLY, 500, tuned=True, is_control=True)
 _add_arm("frozen-twice-as-long", FROZEN, 400, steps=LONG_SEMANTIC, is_control=True)
 STAGES["tuned-tokenizer"] = Stage(None, {"model.path": "semantic-alpha-0.25"}, 10)
-STAGES["language-fresh"] = Stage("demo_language", {"model.vision_tokenizer": "tuned-tokenizer"}, 40, seed_offset=1000)
+STAGES["language-fresh"] = Stage(
+    "demo_language", {"model.vision_tokenizer": "tuned-tokenizer"}, 40, LANGUAGE, seed_offset=1000
+)
 STAGES["alignment-fresh"] = Stage("demo_alignment", {"model.path": "language-fresh"}, 40)
 _add_arm("fresh-language-model", FROZEN, 200, start="alignment-fresh", is_control=True)
 

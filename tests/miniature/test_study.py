@@ -24,7 +24,7 @@ from miniature_ett.schedule_plan import Plan
 from miniature_ett.study_matrix import ARMS, STAGES, Cell, chain, choose_cells, stage_overrides
 from miniature_ett.study_results import MEASURES
 from train.checkpointing.checkpoints import CheckpointError
-from train.recipes import TRAINING_FIELDS, load_recipe
+from train.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell(1, "textured", "")
@@ -40,8 +40,6 @@ def recipe(stage, cell=CELL, quick=False):
 @pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if stage.recipe is not None])
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_stage_is_a_recipe_with_the_seed_the_ground_and_its_start(name, quick):
-    if name == "semantic-vq-only" and "caption_gradient_to_tokenizer" not in TRAINING_FIELDS:
-        pytest.skip("The trainer cannot cut the caption gradient yet.")
     made = recipe(name, quick=quick)
     assert made.training["seed"] == 1 + STAGES[name].seed_offset
     assert made.data.ground == "textured"
@@ -80,7 +78,10 @@ def test_arms_of_table_5_differ_in_alpha_alone(alpha):
 
 
 def test_the_index_arm_trains_an_embedding_of_codes_in_place_of_the_projector():
-    assert recipe("language-index").model.visual_embedding == "index"
+    language, index = recipe("language"), recipe("language-index")
+    assert (language.model.visual_embedding, index.model.visual_embedding) == ("codebook", "index")
+    index.model.visual_embedding = "codebook"
+    assert index == language and not language.model.code_positions
     for kind in ("alignment", "semantic", "chat", "generation"):
         index = recipe("alignment-index" if kind == "alignment" else f"{kind}-index-frozen")
         embedding = recipe("alignment" if kind == "alignment" else f"{kind}-embedding-frozen")
