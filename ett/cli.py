@@ -33,6 +33,44 @@ def demo(
     room("miniature_ett").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
 
 
+@command(resumable=True)
+def study(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARM", help="Only this arm; may be given again.", show_default="all"),
+    ] = None,
+    ground: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this ground, textured or flat; may be given again.", show_default="both"),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Seeds of every arm.", show_default="5 on textured, 3 on flat ground and of controls"
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes of one thread each.", show_default="number of cores")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything: shows that all works.")] = False,
+    output_dir: Annotated[Path, typer.Option(help="Where cells and models go.")] = Path("ett-study"),
+    report: Annotated[
+        bool, typer.Option("--report", help="Only write study.md and study/ from what is there; nothing is trained.")
+    ] = False,
+    docs_dir: Annotated[Path, typer.Option(help="With --report: where these go.")] = Path("docs"),
+):
+    """Train and measure the paper's ablations with seeds and controls at miniature scale (hours of two cores)."""
+    miniature = room("miniature_ett")
+    if report:
+        typer.echo(f"Wrote {miniature.report_study(output_dir, docs_dir)}.")
+        return
+    summary = miniature.run_study(output_dir, ground or (), seeds, processes, only or (), quick)
+    typer.echo(f"Cells: {', '.join(f'{count} {status}' for status, count in summary.statuses.items())}.")
+    typer.echo(f"Wrote {summary.page}.")
+    if summary.statuses.get("failed"):
+        raise ValueError(f"Some cells failed; {output_dir}/study.log says where. The same command tries them again.")
+
+
 @command()
 def caption(image: Image, model: ChatModel = "ett-chat"):
     """Describe a picture."""

@@ -18,7 +18,7 @@ import lpips
 import torch
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from torch import nn
-from torchvision.models import AlexNet_Weights, VGG16_Weights
+from torchvision.models import AlexNet_Weights, VGG16_Weights, squeezenet1_1
 
 CONNECTION_SECONDS = 10
 LPIPS_VERSION = "0.1"
@@ -89,6 +89,26 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.network(pictures)[0].flatten(1)
+
+
+class RandomSqueezeFeatures(nn.Module):
+    """Features `(B, 512)` of images `(B, 3, H, W)` in `[0, 1]`: the mean over positions of SqueezeNet's last layer.
+
+    The weights are random, the same in every run, so that no download is needed. Fréchet distances on these features
+    compare tokenizers with each other; they are no rFID.
+    """
+
+    num_features = 512
+    SEED = 0
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.SEED)
+            self.network = squeezenet1_1(weights=None).features.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(2 * images - 1).mean(dim=(2, 3))
 
 
 def build_lpips(network: str) -> lpips.LPIPS:
@@ -171,6 +191,7 @@ __all__ = [
     "InceptionFeatures",
     "Judges",
     "MissingWeightsError",
+    "RandomSqueezeFeatures",
     "build_judges",
     "build_lpips",
     "hash_file",

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from PIL import Image
+from torch import nn
 from tqdm.auto import tqdm
 
 from modeling_ett.modeling_ibq import IBQModel
@@ -36,24 +37,29 @@ def reconstruct(tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: in
 
 
 def evaluate_reconstruction(
-    tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 8, progress: bool = True
+    tokenizer: IBQModel,
+    pictures: Iterable[Picture],
+    batch_size: int = 8,
+    progress: bool = True,
+    judges: nn.ModuleDict | None = None,
 ) -> dict[str, float]:
     """
     Args:
         tokenizer ([`IBQModel`]): The tokenizer.
         pictures: Scenes, PIL images or tensors of shape `(3, H, W)` in `[-1, 1]`, all of one size, one or more.
+        judges (`nn.ModuleDict`, *optional*): Networks for further measures (see [`Measures`]).
 
     Returns:
         `images`, `psnr` in dB (at most 100), `ssim`, `codebook_usage` (share of all codes that occur), `perplexity` of
         the codes, and `background_shift` (mean distance, a channel, between the median colours of the outermost
         pixels, in 0..255). For scenes also the share of shapes read right in place, colour and kind, `shapes_read`,
         and that of texts, `texts_read`, with `shapes_read_original` and `texts_read_original` for comparison (`None`
-        without any).
+        without any). And what `judges` measure.
 
     Raises:
         ValueError: There is no picture, or sizes differ or do not fit the tokenizer.
     """
-    measures, reading, shift = Measures(tokenizer.config.num_vq_embeddings), _Reading(), 0.0
+    measures, reading, shift = Measures(tokenizer.config.num_vq_embeddings, judges=judges), _Reading(), 0.0
     bar = tqdm(desc="Reconstruction", unit=" pictures", disable=not progress, total=_length(pictures))
     with evaluating(tokenizer), bar:
         for batch in batches(pictures, batch_size):

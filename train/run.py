@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -70,6 +71,7 @@ def run_recipe(
     output_dir: str | Path | None = None,
     resume: bool = True,
     progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Path:
     """Trains a stage.
 
@@ -83,6 +85,7 @@ def run_recipe(
         output_dir: By default the recipe's name with `ett-` before it.
         resume: Go on from the newest complete checkpoint in the output folder, if there is one.
         progress: Show progress bars.
+        callbacks: Further callbacks of the trainer.
 
     Returns:
         The output folder.
@@ -101,11 +104,19 @@ def run_recipe(
         logger.warning("%s holds a finished model of this recipe already.", output_dir)
         return output_dir
     with FolderLock(output_dir / WORK_FOLDER) as lock:
-        _run(recipe, recipe.title or Path(name).stem, output_dir, lock, resume, progress)
+        _run(recipe, recipe.title or Path(name).stem, output_dir, lock, resume, progress, callbacks)
     return output_dir
 
 
-def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume: bool, progress: bool):
+def _run(
+    recipe: Recipe,
+    title: str,
+    output_dir: Path,
+    lock: FolderLock,
+    resume: bool,
+    progress: bool,
+    callbacks: Sequence[TrainerCallback],
+):
     work = output_dir / WORK_FOLDER
     resolved = dataclasses.asdict(recipe)
     checkpoint = newest_checkpoint(work) if resume else None
@@ -148,6 +159,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     trainer.remove_callback(ProgressCallback)
     if progress:
         trainer.add_callback(FiguresProgressCallback(title))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     if args.should_save and checkpoint is None and discriminator_start and discriminator_start.warning:
         logger.warning("%s", discriminator_start.warning)
     start = time.monotonic()

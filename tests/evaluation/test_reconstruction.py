@@ -6,6 +6,7 @@ from PIL import Image
 
 from evaluation_ett import evaluate_reconstruction, reconstruct
 from evaluation_ett import reconstruction as reconstruction_module
+from evaluation_ett.networks import RandomSqueezeFeatures
 from scenes_ett import Scenes
 
 CODES = torch.tensor([[[0, 0], [1, 3]]])
@@ -103,3 +104,26 @@ def test_measuring_leaves_the_tokenizer_in_its_mode(tokenizer):
 def test_pictures_that_cannot_be_measured_are_refused(tokenizer, pictures, message):
     with pytest.raises(ValueError, match=message):
         evaluate_reconstruction(tokenizer, pictures, progress=False)
+
+
+def test_judges_measure_the_distance_of_features(tokenizer, replaced):
+    judges = torch.nn.ModuleDict({"rfid": RandomSqueezeFeatures()})
+    distances = []
+    for noise in (0.0, 0.02, 0.2):
+        replaced(lambda pixels, noise=noise: (pixels + noise * torch.randn_like(pixels)).clamp(-1, 1))
+        scores = evaluate_reconstruction(tokenizer, Scenes(0, "test", 8), progress=False, judges=judges)
+        distances.append(scores["rfid"])
+    assert distances[0] == pytest.approx(0, abs=1e-3)
+    assert distances[0] < distances[1] < distances[2]
+
+
+def test_random_features_are_the_same_in_every_run_and_leave_the_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first = RandomSqueezeFeatures()
+    assert torch.equal(torch.rand(1), expected)
+    images = torch.rand(2, 3, 72, 72)
+    features = first(images)
+    assert features.shape == (2, RandomSqueezeFeatures.num_features)
+    assert torch.equal(features, RandomSqueezeFeatures()(images)) and not torch.equal(features[0], features[1])

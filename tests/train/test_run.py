@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
 from modeling_ett.modeling_ibq import IBQModel
@@ -267,6 +267,17 @@ def test_the_same_recipe_and_seed_give_the_same_model(stages, tmp_path):
     assert all(torch.equal(value, first[name]) for name, value in IBQModel.from_pretrained(again).state_dict().items())
     seeded = IBQModel.from_pretrained(other).state_dict()
     assert not torch.equal(seeded["encoder.conv_in.weight"], first["encoder.conv_in.weight"])
+
+
+def test_callbacks_see_every_step(tmp_path):
+    steps = []
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append((state.global_step, state.max_steps))
+
+    run_recipe("demo_tokenizer", TOKENIZER, tmp_path / "run", progress=False, callbacks=[Steps()])
+    assert steps == [(1, 2), (2, 2)]
 
 
 # What cannot be used
