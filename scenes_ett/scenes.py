@@ -75,7 +75,7 @@ GROUNDS = {
     "mixed": ("plain", "plain", "gradient", "stripes", "soft", "soft", "strong", "strong"),
 }
 """Kinds of background by the ground's name, each as likely as any other; "soft" and "strong" are textures."""
-TEXT_RATE = 0.3
+TEXT_RATE = 0.4
 GROUP_RATE = 0.2
 
 

@@ -75,7 +75,7 @@ def test_scenes_are_as_rich_as_promised(train):
     assert {shape.size for scene in train for shape in scene.shapes} == {"small", "large"}
     assert {shape.place for scene in train for shape in scene.shapes} == set(PLACES)
     texts = [scene.text for scene in train if scene.text is not None]
-    assert 0.25 < len(texts) / len(train) < 0.35
+    assert 0.35 < len(texts) / len(train) < 0.45
     assert {text.row for text in texts} == set(ROWS)
     assert {text.kind for text in texts} == {"word", "number"}
 

@@ -22,8 +22,8 @@ QUESTION_ORDER = (
     *("position", "colour", "shape", "position", "count"),
     *("colour", "reading", "position", "relation", "shape"),
 )
-"""In which order a scene is asked about, as far as it has such questions. Where a thing is comes most often: to search
-the picture is learned last."""
+"""The order in which a scene is asked about, as far as it has such questions. Places come most often: to search the
+image is learned last."""
 
 
 class SceneExamples(Dataset):
@@ -59,7 +59,7 @@ class SceneExamples(Dataset):
         name = f"scene {index}"
         if self.task == "drawing":
             # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
-            if rng.random() < 0.75 and scene.text is None:
+            if rng.random() < 0.5 and scene.text is None:
                 return {"name": name, "images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index, self.scenes.ground)
             return {"name": name, "images": [scene.render()], "text": prompt.text}
