@@ -7,10 +7,14 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from .data_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
 from .image_processing_ett import ImageError, load_image, read_image_size
 
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tar": "webdataset"}
+FILE_FORMATS = TABLE_FORMATS
 """Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
+
+CAPTION_SHARDS = 1024
+"""Most shards in which images with caption files are streamed."""
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -77,31 +81,61 @@ def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
     Raises:
         ValueError: The data set cannot be read, or `split` is not given and there are several.
     """
-    folder = Path(path)
-    if folder.is_dir() and not any(entry.is_file() for entry in folder.rglob("*")):
-        raise ValueError(
-            f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they have any."
-        )
+    local = _find_files(path, split)
     # By its full path: datasets would take a folder named "parquet" or "json" for the format.
-    source, options = str(folder.resolve()) if folder.is_dir() else path, {}
-    if folder.is_file() or "*" in folder.name:
-        if folder.suffix not in FILE_FORMATS:
-            raise ValueError(
-                f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a "
-                "folder."
-            )
-        source, options = FILE_FORMATS[folder.suffix], {"data_files": path}
+    source, options = str(Path(path).resolve()) if Path(path).is_dir() else path, {}
+    if local is not None:
+        source, options = local.format, {"data_files": local.data_files()}
+    elif "://" in path and Path(path).suffix in FILE_FORMATS:
+        source, options = FILE_FORMATS[Path(path).suffix], {"data_files": path}
+    captions = local.captions if local is not None else {}
     try:
-        splits = [split] if split else datasets.get_dataset_split_names(source, **options)
+        splits = (
+            [split] if split else list(local.splits) if local else datasets.get_dataset_split_names(source, **options)
+        )
         rows = None
         if len(splits) == 1:
-            rows = datasets.load_dataset(source, split=splits[0], streaming=streaming, **options)
+            rows = datasets.load_dataset(source, split=splits[0], streaming=streaming and not captions, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"'{path}' could not be read as a data set: {cause}") from error
     if rows is None:
         raise ValueError(f"'{path}' has the splits {', '.join(map(repr, splits))}; name the one to read.")
-    return rows
+    return _with_captions(rows, captions, streaming) if captions else rows
+
+
+def _find_files(path: str, split: str | None) -> LocalFiles | None:
+    """The files of a local data set, where it is a folder, a file or a pattern that is read here."""
+    place = Path(path)
+    try:
+        if place.is_dir():
+            if not list_files(place):
+                raise ValueError(
+                    f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they "
+                    "have any."
+                )
+            return find_local_files(place, split)
+        files = [path] if place.is_file() else match_files(path) if "*" in path and "://" not in path else None
+    except OSError as error:
+        raise ValueError(f"'{path}' could not be read as a data set: {error}") from error
+    if files is None:
+        return None
+    form = FILE_FORMATS.get(place.suffix.lower())
+    if form is None:
+        raise ValueError(
+            f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a folder."
+        )
+    if not files:
+        raise ValueError(f"'{path}' could not be read as a data set: no file matches this pattern.")
+    return LocalFiles(form, {"train": [str(Path(file).absolute()) for file in files]})
+
+
+def _with_captions(rows: datasets.Dataset, captions: dict[str, list[str]], streaming: bool) -> Rows:
+    """Rows of images with the columns of the caption files beside these."""
+    cells = rows.cast_column("image", datasets.Image(decode=False))["image"]
+    for name, values in read_captions([cell["path"] for cell in cells], captions).items():
+        rows = rows.add_column(name, values)
+    return rows.to_iterable_dataset(max(1, min(len(rows), CAPTION_SHARDS))) if streaming else rows
 
 
 def check_columns(path: str, found: Iterable[str], image_column: str, columns: Iterable[str], options: str):
@@ -111,7 +145,11 @@ def check_columns(path: str, found: Iterable[str], image_column: str, columns: I
     if not missing:
         return
     hint, folder = "", Path(path)
-    if missing != [image_column] and folder.is_dir() and not list(folder.rglob("metadata.*")):
+    if (
+        missing != [image_column]
+        and folder.is_dir()
+        and not any(Path(file).name.startswith("metadata.") for file in list_files(folder))
+    ):
         hint = " The folder has no metadata.jsonl with a line such as " + (
             '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
         )
