@@ -172,7 +172,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
             "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
             "data_filters": data_filters,
-            "skipped_images": {**getattr(examples, "skipped", {}), **skipped},
+            "skipped_images": {**getattr(train_dataset, "skipped", {}), **skipped},
             "results": [],
             "history": trainer.state.log_history,
         }
@@ -227,7 +227,11 @@ def build_dataset(
 def prepare_examples(
     recipe: Recipe, examples: Examples | Stream, processor: ETTProcessor | ETTImageProcessor, seed: int
 ) -> PreparedDataset | PreparedStream:
-    """The examples as numbers, which are made when they are asked for."""
+    """The examples as numbers, which are made when they are asked for.
+
+    Raises:
+        ValueError: None of the first examples can be used.
+    """
     prepared = PreparedDataset(
         examples,
         recipe.task,
@@ -237,6 +241,7 @@ def prepare_examples(
         recipe.data.max_length,
         recipe.data.independent_turns,
     )
+    prepared.check()
     return PreparedStream(examples, prepared) if recipe.data.streaming else prepared
 
 

@@ -104,13 +104,14 @@ def test_a_missing_picture_is_skipped_and_named(pictures):
     assert list(examples.skipped) == ["absent.png"] and "is missing" in examples.skipped["absent.png"]
 
 
-def test_conversations_that_do_not_fit_are_refused_at_the_start_and_skipped_later(pictures):
+def test_conversations_that_do_not_fit_are_skipped_unless_all_of_the_first_are_such(pictures):
     good, bad = llava("<image>\nWhat?", image="0.png"), llava("What?", image="1.png")
     with pytest.raises(ValueError, match=r"1\.png: The conversation has 0 placeholders <image> and the row has 1"):
-        FolderExamples(write_lines(pictures / "early.jsonl", [good, bad]), "chat")
-    late = FolderExamples(write_lines(pictures / "late.jsonl", [good] * 100 + [bad]), "chat")
-    assert late[100]["name"] == "0.png"
-    assert list(late.skipped) == ["1.png"]
+        FolderExamples(write_lines(pictures / "all.jsonl", [bad, bad]), "chat")
+    for number in (1, 100):
+        examples = FolderExamples(write_lines(pictures / f"{number}.jsonl", [good] * number + [bad]), "chat")
+        assert examples[number]["name"] == "0.png"
+        assert list(examples.skipped) == ["1.png"]
 
 
 def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(pictures):
