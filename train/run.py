@@ -114,6 +114,8 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     check_tokenized_data(recipe)
     examples = build_examples(recipe, seed)
     args = training_arguments(recipe, work, seed)
+    if not recipe.data.streaming:
+        args.check_samples(len(examples))
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
