@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from processing_ett.image_processing_ett import find_same_name
 from processing_ett.picture_rows import picture_cells
 
 from ..files import replacing
@@ -171,7 +172,8 @@ def _image_states(rows: datasets.Dataset, columns: Columns) -> str:
     digest = hashlib.sha256()
     for name in _image_names(rows, columns.image):
         try:
-            found = os.stat(Path(columns.folder, name))
+            path = Path(columns.folder, name)
+            found = os.stat(path if os.path.exists(path) else find_same_name(path) or path)
             state = [name, found.st_size, found.st_mtime_ns]
         except (OSError, ValueError):  # Missing, or an address or content in the place of a name.
             state = [name, None, None]
