@@ -5,7 +5,9 @@ import binascii
 import http.client
 import io
 import numbers
+import os
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 import warnings
@@ -94,11 +96,32 @@ def _checked_path(source: str | Path) -> Path:
         is_file = path.is_file()
     except OSError as error:  # Such as a name that is too long.
         raise ImageError(f"'{str(path)[:60]}...' cannot be opened as an image ({error.strerror}).") from error
+    if not is_file and (same := find_same_name(path)) is not None:
+        path, is_file = same, True
     if not is_file:
         raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"'{path}' is empty; expected an image file.")
     return path
+
+
+def find_same_name(path: Path) -> Path | None:
+    """The file whose name has the same letters in another Unicode form (NFC or NFD, as of macOS), or `None`."""
+    if str(path).isascii():
+        return None
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not os.path.lexists(found / part):
+            try:
+                names = os.listdir(found)
+            except OSError:
+                return None
+            letters = unicodedata.normalize("NFC", part)
+            part = next((name for name in names if unicodedata.normalize("NFC", name) == letters), None)
+            if part is None:
+                return None
+        found /= part
+    return found if os.path.isfile(found) else None
 
 
 def _decode_data_url(url: str) -> bytes:
@@ -198,6 +221,13 @@ def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
     return grey
 
 
+def _to_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    # NumPy has no bfloat16.
+    return (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+
+
 def _array_to_picture(array: np.ndarray) -> Image.Image:
     """An array `(H, W, C)`, `(C, H, W)` or `(H, W)`, of uint8 in 0..255 or of floats in 0..1, to a picture."""
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
@@ -284,15 +314,16 @@ class ETTImageProcessor(PilBackend):
         """Opens what is given as a path, URL or base64 data; pictures, arrays and tensors pass through."""
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+        if isinstance(images, (np.ndarray, torch.Tensor)):
+            # Transformers takes no array of two dimensions.
+            return _array_to_picture(_to_array(images)) if images.ndim == 2 else images
+        if isinstance(images, Image.Image):
             return images
         return load_image(images, self.max_image_pixels)
 
     def process_image(self, image, max_image_pixels: int = MAX_IMAGE_PIXELS, **kwargs) -> Image.Image:
-        if isinstance(image, torch.Tensor):
-            image = image.detach().cpu().numpy()
-        if isinstance(image, np.ndarray):
-            image = _array_to_picture(image)
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            image = _array_to_picture(_to_array(image))
         return load_image(image, max_image_pixels)
 
     def _preprocess(
@@ -324,6 +355,7 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "ETTImageProcessor",
     "ImageError",
+    "find_same_name",
     "height_and_width",
     "load_image",
     "read_image_size",

@@ -1,5 +1,8 @@
 """The user's own data sets: rows whose pictures stay undecoded until [`load_image`] has looked at them."""
 
+import base64
+import binascii
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -7,10 +10,24 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from .image_processing_ett import ImageError, load_image, read_image_size
+from .data_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
+from .image_processing_ett import ImageError, find_same_name, load_image, read_image_size
 
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tar": "webdataset"}
+FILE_FORMATS = TABLE_FORMATS
 """Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
+
+CAPTION_SHARDS = 1024
+"""Most shards in which images with caption files are streamed."""
+
+TEXT_TYPES = ("string", "large_string", "string_view")
+CONTENT_TYPES = ("binary", "large_binary", "binary_view")
+LIST_TYPES = (datasets.List, datasets.LargeList)
+
+URL_STARTS = ("http://", "https://", "data:image/")
+BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")
+"""How base64 of the formats that are read begins: JPEG, PNG, GIF, WebP, BMP, TIFF (twice) and AVIF."""
+SHORTEST_BASE64 = 64
+"""Fewer characters are the name of a file."""
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -56,15 +73,48 @@ def load_rows(
 def _with_pictures(rows: datasets.Dataset, column: str, folder: str) -> datasets.Dataset:
     """The rows with pictures in a column where they have names of files, relative to `folder`."""
     feature = rows.features[column]
-    several = isinstance(feature, datasets.List)
+    several = isinstance(feature, LIST_TYPES)
     held = feature.feature if several else feature
-    if not isinstance(held, datasets.Value) or held.dtype not in ("string", "large_string"):
+    if not isinstance(held, datasets.Value) or held.dtype not in TEXT_TYPES:
         return rows
-    names = [[str(Path(folder, name)) for name in picture_cells(cell)] for cell in rows[column]]
+    sources = [[_source(name, folder) for name in picture_cells(cell)] for cell in rows[column]]
+    names = [[str(source) for source in own] for own in sources]
+    if any(isinstance(source, bytes) for own in sources for source in own):
+        names = [[_stored(source) for source in own] for own in sources]
     cells = names if several else [next(iter(own), None) for own in names]
     order, picture = rows.column_names, datasets.Image(decode=False)
     feature = datasets.List(picture) if several else picture
-    return rows.remove_columns(column).add_column(column, cells).cast_column(column, feature).select_columns(order)
+    # The new column comes first: a table that has lost its only column has no rows.
+    added = f"{column} as images"
+    rows = rows.add_column(added, cells).cast_column(added, feature).remove_columns(column)
+    return rows.rename_column(added, column).select_columns(order)
+
+
+def _source(text: str, folder: str | Path) -> str | bytes | Path:
+    """A text in an image column as a URL, the content that it holds in base64, or a file relative to `folder`."""
+    if text.startswith(URL_STARTS):
+        return text
+    content = _decode_base64(text)
+    if content is not None:
+        return content
+    path = Path(folder, text)
+    return path if str(path).isascii() or os.path.isfile(path) else find_same_name(path) or path
+
+
+def _stored(source: str | bytes | Path) -> dict[str, Any]:
+    """A source as [`datasets.Image`] stores it."""
+    return {"bytes": source, "path": None} if isinstance(source, bytes) else {"bytes": None, "path": str(source)}
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """The content that a text holds in base64, or `None` for any other text."""
+    if len(text) < SHORTEST_BASE64 or not text.startswith(BASE64_STARTS):
+        return None
+    letters = "".join(text.split())
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
@@ -77,31 +127,61 @@ def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
     Raises:
         ValueError: The data set cannot be read, or `split` is not given and there are several.
     """
-    folder = Path(path)
-    if folder.is_dir() and not any(entry.is_file() for entry in folder.rglob("*")):
-        raise ValueError(
-            f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they have any."
-        )
+    local = _find_files(path, split)
     # By its full path: datasets would take a folder named "parquet" or "json" for the format.
-    source, options = str(folder.resolve()) if folder.is_dir() else path, {}
-    if folder.is_file() or "*" in folder.name:
-        if folder.suffix not in FILE_FORMATS:
-            raise ValueError(
-                f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a "
-                "folder."
-            )
-        source, options = FILE_FORMATS[folder.suffix], {"data_files": path}
+    source, options = str(Path(path).resolve()) if Path(path).is_dir() else path, {}
+    if local is not None:
+        source, options = local.format, {"data_files": local.data_files()}
+    elif "://" in path and Path(path).suffix in FILE_FORMATS:
+        source, options = FILE_FORMATS[Path(path).suffix], {"data_files": path}
+    captions = local.captions if local is not None else {}
     try:
-        splits = [split] if split else datasets.get_dataset_split_names(source, **options)
+        splits = (
+            [split] if split else list(local.splits) if local else datasets.get_dataset_split_names(source, **options)
+        )
         rows = None
         if len(splits) == 1:
-            rows = datasets.load_dataset(source, split=splits[0], streaming=streaming, **options)
+            rows = datasets.load_dataset(source, split=splits[0], streaming=streaming and not captions, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"'{path}' could not be read as a data set: {cause}") from error
     if rows is None:
         raise ValueError(f"'{path}' has the splits {', '.join(map(repr, splits))}; name the one to read.")
-    return rows
+    return _with_captions(rows, captions, streaming) if captions else rows
+
+
+def _find_files(path: str, split: str | None) -> LocalFiles | None:
+    """The files of a local data set, where it is a folder, a file or a pattern that is read here."""
+    place = Path(path)
+    try:
+        if place.is_dir():
+            if not list_files(place):
+                raise ValueError(
+                    f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they "
+                    "have any."
+                )
+            return find_local_files(place, split)
+        files = [path] if place.is_file() else match_files(path) if "*" in path and "://" not in path else None
+    except OSError as error:
+        raise ValueError(f"'{path}' could not be read as a data set: {error}") from error
+    if files is None:
+        return None
+    form = FILE_FORMATS.get(place.suffix.lower())
+    if form is None:
+        raise ValueError(
+            f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a folder."
+        )
+    if not files:
+        raise ValueError(f"'{path}' could not be read as a data set: no file matches this pattern.")
+    return LocalFiles(form, {"train": [str(Path(file).absolute()) for file in files]})
+
+
+def _with_captions(rows: datasets.Dataset, captions: dict[str, list[str]], streaming: bool) -> Rows:
+    """Rows of images with the columns of the caption files beside these."""
+    cells = rows.cast_column("image", datasets.Image(decode=False))["image"]
+    for name, values in read_captions([cell["path"] for cell in cells], captions).items():
+        rows = rows.add_column(name, values)
+    return rows.to_iterable_dataset(max(1, min(len(rows), CAPTION_SHARDS))) if streaming else rows
 
 
 def check_columns(path: str, found: Iterable[str], image_column: str, columns: Iterable[str], options: str):
@@ -111,7 +191,11 @@ def check_columns(path: str, found: Iterable[str], image_column: str, columns: I
     if not missing:
         return
     hint, folder = "", Path(path)
-    if missing != [image_column] and folder.is_dir() and not list(folder.rglob("metadata.*")):
+    if (
+        missing != [image_column]
+        and folder.is_dir()
+        and not any(Path(file).name.startswith("metadata.") for file in list_files(folder))
+    ):
         hint = " The folder has no metadata.jsonl with a line such as " + (
             '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
         )
@@ -124,8 +208,8 @@ def check_columns(path: str, found: Iterable[str], image_column: str, columns: I
 def check_pictures(path: str, features: datasets.Features, image_column: str, options: str):
     """Raises `ValueError` where a column can hold neither pictures nor their files' names."""
     feature = features[image_column]
-    held = feature.feature if isinstance(feature, datasets.List) else feature
-    by_name = isinstance(held, datasets.Value) and held.dtype in ("string", "large_string", "binary", "null")
+    held = feature.feature if isinstance(feature, LIST_TYPES) else feature
+    by_name = isinstance(held, datasets.Value) and held.dtype in (*TEXT_TYPES, *CONTENT_TYPES, "null")
     # Rows of which some have one picture and some have several are of no one type.
     of_any_type = type(held).__name__ == "Json"
     if not (isinstance(held, (datasets.Image, dict)) or by_name or of_any_type):
@@ -140,8 +224,8 @@ def undecoded(rows: Rows) -> Rows:
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, picture)
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.List(picture))
+        elif isinstance(feature, LIST_TYPES) and isinstance(feature.feature, datasets.Image):
+            rows = rows.cast_column(column, type(feature)(picture))
     return rows
 
 
@@ -152,9 +236,15 @@ def data_folder(path: str) -> str:
 
 def picture_cells(cell: Any) -> list[Any]:
     """The pictures of a row's image column, which holds nothing, one or a list of them: each `{"bytes", "path"}`, a
-    file's name or its content."""
+    file's name, its content, a URL or base64."""
     cells = cell if isinstance(cell, list) else [cell]
-    return [picture for picture in cells if picture not in (None, "", b"")]
+    return [picture for picture in cells if not _is_nothing(picture)]
+
+
+def _is_nothing(picture: Any) -> bool:
+    if isinstance(picture, dict):
+        return picture.keys() <= {"bytes", "path"} and not any(picture.values())
+    return picture is None or picture in ("", b"")
 
 
 def open_pictures(cell: Any, folder: str | Path = "") -> list[Image.Image]:
@@ -180,7 +270,7 @@ def _read(read: Callable[[str | Path | bytes], Any], picture: Any, folder: str |
     if not isinstance(source, (str, bytes)):
         raise ImageError(f"A row has {str(picture)[:60]!r} for a picture; expected a file's name or its content.")
     try:
-        return read(Path(folder) / source if isinstance(source, str) else source)
+        return read(_source(source, folder) if isinstance(source, str) else source)
     except OSError as error:
         raise ImageError(f"A picture cannot be opened: {error.strerror or error}.") from error
 
@@ -189,11 +279,13 @@ def picture_name(cell: Any, number: int | str) -> str:
     """What to call a row's picture: its (first) file, or the row's number where there is none."""
     first = next(iter(picture_cells(cell)), None)
     name = first.get("path") if isinstance(first, dict) else first
-    return name if isinstance(name, str) and name else f"row {number}"
+    is_name = isinstance(name, str) and name and not name.startswith("data:") and _decode_base64(name) is None
+    return name if is_name else f"row {number}"
 
 
 __all__ = [
     "FILE_FORMATS",
+    "LIST_TYPES",
     "Rows",
     "check_columns",
     "check_pictures",

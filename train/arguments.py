@@ -159,6 +159,16 @@ class ETTTrainingArguments(TrainingArguments):
         if self.sample_steps < 0:
             raise ValueError(f"sample_steps is {self.sample_steps}; expected a number of steps, or 0 for none.")
 
+    def check_samples(self, count: int):
+        """Raises `ValueError` where `dataloader_drop_last` drops the only batch, since it has too few samples."""
+        needed = self.train_batch_size * self.world_size
+        if self.dataloader_drop_last and count < needed:
+            raise ValueError(
+                f"The data have {count} samples, and a batch of all {self.world_size} processes has {needed}: with "
+                "dataloader_drop_last=true no batch is left. Give more data, set a smaller "
+                "per_device_train_batch_size, or set dataloader_drop_last=false."
+            )
+
     def _number_of_devices(self) -> int:
         """Devices that share a step. One process alone takes all the GPUs that it sees."""
         processes = int(os.environ.get("WORLD_SIZE", 1))

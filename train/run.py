@@ -125,6 +125,8 @@ def _run(
     check_tokenized_data(recipe)
     examples = build_examples(recipe, seed)
     args = training_arguments(recipe, work, seed)
+    if not recipe.data.streaming:
+        args.check_samples(len(examples))
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
@@ -185,7 +187,7 @@ def _run(
             "weights": "raw" if trainer.average is None else "ema",
             "parts": {part: {"parameters": count, "trained": trained} for part, (count, trained) in parts.items()},
             "data_filters": data_filters,
-            "skipped_images": {**getattr(examples, "skipped", {}), **skipped},
+            "skipped_images": {**getattr(train_dataset, "skipped", {}), **skipped},
             "results": [],
             "history": trainer.state.log_history,
         }
@@ -240,7 +242,11 @@ def build_dataset(
 def prepare_examples(
     recipe: Recipe, examples: Examples | Stream, processor: ETTProcessor | ETTImageProcessor, seed: int
 ) -> PreparedDataset | PreparedStream:
-    """The examples as numbers, which are made when they are asked for."""
+    """The examples as numbers, which are made when they are asked for.
+
+    Raises:
+        ValueError: None of the first examples can be used.
+    """
     prepared = PreparedDataset(
         examples,
         recipe.task,
@@ -250,6 +256,7 @@ def prepare_examples(
         recipe.data.max_length,
         recipe.data.independent_turns,
     )
+    prepared.check()
     return PreparedStream(examples, prepared) if recipe.data.streaming else prepared
 
 

@@ -90,6 +90,23 @@ def test_arrays_equal_the_picture_they_show(image_processor, array):
 
 
 @pytest.mark.parametrize(
+    "array",
+    [
+        np.full((16, 24), 51, np.uint8),
+        np.full((16, 24), 0.2),
+        torch.full((16, 24), 51, dtype=torch.uint8),
+        torch.full((3, 16, 24), 0.2, dtype=torch.bfloat16),
+        torch.full((16, 24), 0.2, dtype=torch.bfloat16),
+    ],
+    ids=["grey", "grey floats", "grey tensor", "bfloat16", "grey bfloat16"],
+)
+def test_grey_arrays_and_bfloat16_tensors_are_images(image_processor, array):
+    expected = image_processor(Image.new("RGB", (24, 16), (51, 51, 51)), return_tensors="pt").pixel_values
+    for given in (array, [array]):
+        assert torch.equal(image_processor(given, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.full((16, 24, 3), 2.0), "from 2.0 to 2.0; expected 0 to 1"),

@@ -250,6 +250,30 @@ def test_the_same_filters_do_not_look_at_the_same_rows_again(monkeypatch):
         selected(rows, {**setting, "min_side": 7})
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_replaced_image_file_is_looked_at_again(tmp_path, suffix, several):
+    names = [f"{number}.png" for number in range(3)]
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    if several and suffix == "csv":
+        pytest.skip("CSV holds no lists")
+    cells = [[name] for name in names] if several else names
+    table = datasets.Dataset.from_dict({"image": cells, "text": ["red"] * 3})
+    write = {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[suffix]
+    write(tmp_path / f"rows.{suffix}")
+    chosen = recipe(tmp_path / f"rows.{suffix}", [RESOLUTION])
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    assert list(build_examples(chosen, 0).numbers) == [0]
+    Image.new("RGB", (9, 9)).save(tmp_path / "2.png")
+    assert list(build_examples(chosen, 0).numbers) == [0, 2]
+    (tmp_path / "0.png").unlink()
+    # An image that cannot be read is left for the reader to name.
+    assert list(build_examples(chosen, 0).numbers) == [0, 2]
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    assert list(build_examples(chosen, 0).numbers) == [2]
+
+
 def test_filters_that_leave_nothing_are_an_error_that_says_which_removed_what():
     with pytest.raises(ValueError, match="leave none of the 1 rows: resolution removed 1 of 1"):
         selected(rows_of([blank(4, 4)]), {"type": "resolution", "min_side": 8})

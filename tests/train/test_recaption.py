@@ -178,6 +178,15 @@ def test_pictures_that_are_files_named_by_the_data_come_into_the_output(ett_mode
         assert np.array_equal(np.asarray(image), np.asarray(picture(number)))
 
 
+def test_images_by_url_come_into_the_output(ett_model, source, tmp_path, monkeypatch):
+    content = (Path(source) / "1.png").read_bytes()
+    monkeypatch.setattr("processing_ett.image_processing_ett._fetch", lambda url: content)
+    (Path(source) / "rows.json").write_text('{"image": "https://example.com/1.png"}')
+    path = str(Path(source) / "rows.json")
+    recaption(path, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
+    assert np.array_equal(np.asarray(written(tmp_path / "out")["image"][0]), np.asarray(picture(1)))
+
+
 def test_pictures_without_captions_get_them(ett_model, tmp_path):
     (tmp_path / "bare").mkdir()
     picture(0).save(tmp_path / "bare" / "0.png")

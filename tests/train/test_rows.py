@@ -104,13 +104,14 @@ def test_a_missing_picture_is_skipped_and_named(pictures):
     assert list(examples.skipped) == ["absent.png"] and "is missing" in examples.skipped["absent.png"]
 
 
-def test_conversations_that_do_not_fit_are_refused_at_the_start_and_skipped_later(pictures):
+def test_conversations_that_do_not_fit_are_skipped_unless_all_of_the_first_are_such(pictures):
     good, bad = llava("<image>\nWhat?", image="0.png"), llava("What?", image="1.png")
     with pytest.raises(ValueError, match=r"1\.png: The conversation has 0 placeholders <image> and the row has 1"):
-        FolderExamples(write_lines(pictures / "early.jsonl", [good, bad]), "chat")
-    late = FolderExamples(write_lines(pictures / "late.jsonl", [good] * 100 + [bad]), "chat")
-    assert late[100]["name"] == "0.png"
-    assert list(late.skipped) == ["1.png"]
+        FolderExamples(write_lines(pictures / "all.jsonl", [bad, bad]), "chat")
+    for number in (1, 100):
+        examples = FolderExamples(write_lines(pictures / f"{number}.jsonl", [good] * number + [bad]), "chat")
+        assert examples[number]["name"] == "0.png"
+        assert list(examples.skipped) == ["1.png"]
 
 
 def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(pictures):
@@ -174,6 +175,45 @@ def test_a_column_that_no_json_of_a_tar_has_is_an_error_that_names_those_there_a
     path = write_tar(tmp_path / "a.tar", {"1.png": png(1), "1.json": b'{"title": "red"}'})
     with pytest.raises(ValueError, match=r"1: The row has no 'text', but .*'title'.*Name yours with data"):
         FolderExamples(path, "caption")
+
+
+def test_what_macos_adds_to_a_tar_and_to_texts_is_left_out(tmp_path):
+    members = {
+        "./._1.png": b"nothing",
+        "./1.png": png(1),
+        "__MACOSX/1.png": b"nothing",
+        "2.png": png(2),
+        ".DS_Store": b"nothing",
+        "2.txt": b"\xef\xbb\xbftwo\r\nlines\r\n",
+    }
+    path = write_tar(tmp_path / "a.tar", members)
+    (tmp_path / "._a.tar").write_bytes(b"nothing")
+    assert [
+        red(example["images"][0]) for example in map(FolderExamples(path, "reconstruction").__getitem__, (0, 1))
+    ] == [
+        1,
+        2,
+    ]
+    assert FolderExamples(str(tmp_path), "caption")[1]["text"] == "two\nlines"
+
+
+def test_two_rows_of_one_key_in_a_tar_are_two_rows(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in (1, 2):
+            for suffix, content in (("png", png(number)), ("txt", f"text {number}".encode())):
+                member = tarfile.TarInfo(f"0001.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    examples = FolderExamples(str(tmp_path / "a.tar"), "caption")
+    read = [examples[index] for index in range(len(examples))]
+    assert [(example["text"], red(example["images"][0])) for example in read] == [("text 1", 1), ("text 2", 2)]
+
+
+def test_brackets_in_the_name_of_a_folder_of_tars_are_no_pattern(tmp_path):
+    (tmp_path / "br [1]").mkdir()
+    write_tar(tmp_path / "br [1]" / "a.tar", {"1.png": png(1)})
+    for name in ("br [1]", "br [1]/a.tar", "br [1]/*.tar"):
+        assert len(FolderExamples(str(tmp_path / name), "reconstruction")) == 1
 
 
 def test_a_cut_off_tar_is_read_as_far_as_it_goes_and_named(tmp_path):

@@ -302,6 +302,13 @@ def test_a_recipe_that_cannot_be_used_is_an_error_and_leaves_nothing(tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
+def test_fewer_samples_than_a_batch_are_an_error_where_the_last_batch_is_dropped(tmp_path):
+    batch = ["training.per_device_train_batch_size=16", "training.global_batch_size=16"]
+    with pytest.raises(ValueError, match=r"have 8 samples, and a batch of all 1 processes has 16: .*no batch is left"):
+        run_recipe("demo_tokenizer", [*TOKENIZER, *batch, "training.dataloader_drop_last=true"], tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
 def test_a_model_folder_of_another_kind_is_an_error(stages, tmp_path):
     with pytest.raises(ValueError, match="holds a model of kind 'IBQModel'; expected 'ett'"):
         run_recipe("stage3_chat", [*TINY, f"model.path={stages['tokenizer']}"], tmp_path / "out")

@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+from .captions import caption_text
+
 PLACEHOLDER = "<image>"
 """What stands for a picture in the texts of data sets; not necessarily the model's own token."""
 
@@ -73,9 +75,10 @@ def _read_message(turn: Any) -> Message:
     if not isinstance(turn, dict):
         raise ExampleError(f"A turn is {str(turn)[:60]!r}; expected a dict of role and content, or of from and value.")
     role = turn.get("role") or turn.get("from")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ExampleError(f"A turn's role is {role!r}; expected one of {', '.join(ROLES)}.")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    content = content if isinstance(content, list) else caption_text(content)
     if isinstance(content, str):
         parts = _split_text(content)
     elif isinstance(content, list):

@@ -22,6 +22,7 @@ from processing_ett.picture_rows import open_pictures, picture_sizes
 
 from ..recipes import suggestion
 from .aesthetics import CLIP_NAME, HEAD_NAME, AestheticPredictor
+from .captions import caption_texts
 
 Row = dict[str, Any]
 HASH_BITS = 64
@@ -111,9 +112,7 @@ class CaptionLength(Filter):
         return self.columns.text
 
     def keeps(self, row: Row) -> bool:
-        cell = row.get(self.columns.text)
-        captions = cell if isinstance(cell, list) else [cell or ""]
-        lengths = [len(caption.split()) for caption in captions]
+        lengths = [len(caption.split()) for caption in caption_texts(row.get(self.columns.text)) or [""]]
         return all(self.min_words <= length <= (self.max_words or length) for length in lengths)
 
 

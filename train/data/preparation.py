@@ -1,8 +1,10 @@
 """From examples to numbers: token ids, which of them are predicted, and pixels or codes."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
+import jinja2
 import numpy as np
 import torch
 from PIL import Image
@@ -12,7 +14,17 @@ from tqdm.auto import tqdm
 from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .collator import IGNORED, to_unit_range
+from .skipped import SkippedRows
 from .tasks import TASKS, Segments, num_pictures
+
+UNPREPARED = (ValueError, jinja2.TemplateError)
+"""Errors of one example that cannot be prepared; a chat template raises the second."""
+
+FIRST_EXAMPLES = 100
+"""Examples of each source of which one has to be usable."""
+
+MOST_UNUSABLE = 1000
+"""Unusable examples in a row after which training stops."""
 
 
 def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -50,10 +62,13 @@ class PreparedDataset(Dataset):
             [`PreparedStream`] then prepares one example after the other.
         processor ([`ETTProcessor`], or [`ETTImageProcessor`] for reconstruction).
         prompt_dropout (`float`): Share of examples whose text is left out, for guidance (drawing).
-        max_length (`int`): Longer sequences are an error: cutting one would tear a picture or an answer apart.
+        max_length (`int`): Longer sequences are skipped: cutting one would tear a picture or an answer apart.
         independent_turns (`bool`): Each turn of a conversation is asked as if it were the first: turns share the
             picture before them and see nothing of one another, so that no answer gives another away. Items then also
             hold `branches`, 0 for what is shared and the turn's number for the rest of the tokens.
+
+    An example that cannot be prepared (too long, words beyond the vocabulary, the model's image token in its text) is
+    skipped, named and counted: the next usable one takes its place.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class PreparedDataset(Dataset):
         self.examples, self.task, self.processor = examples, task, processor
         self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
         self.independent_turns = independent_turns and task == "chat"
+        self._skipped = SkippedRows()
         if task != "reconstruction":
             placeholder = processor.image_placeholder()
             self.picture_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
@@ -77,10 +93,59 @@ class PreparedDataset(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.prepare(self.examples[index], index)
+        item = self._next_usable(index)
         # A worker's examples are a copy, of which nothing is seen but its items.
         skipped = self.examples.take_skipped() if hasattr(self.examples, "take_skipped") else {}
+        skipped = {**skipped, **self._skipped.take()}
         return {**item, "skipped": skipped} if skipped else item
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Rows that were skipped in this process, by name, and why."""
+        return {**getattr(self.examples, "skipped", {}), **self._skipped.reasons}
+
+    def check(self):
+        """Prepares the first usable example of each source.
+
+        Raises:
+            ValueError: None of a source's first examples can be prepared.
+        """
+        for source in getattr(self.examples, "sources", {"": self.examples}).values():
+            if isinstance(source, Dataset):
+                count = min(FIRST_EXAMPLES, len(source))
+                self._check((example["name"], example) for example in map(source.__getitem__, range(count)))
+            else:
+                self._check(source.first(FIRST_EXAMPLES))
+
+    def _check(self, examples: Iterable[tuple[str, dict[str, Any] | ValueError]]):
+        """The part of [`PreparedDataset.check`] for one source, whose examples are named; errors stand for unusable
+        rows."""
+        first, number = None, 0
+        for number, (name, example) in enumerate(examples, 1):
+            try:
+                if isinstance(example, ValueError):
+                    raise example
+                self.prepare(example, number)
+                return
+            except UNPREPARED as error:
+                first = first or (name, error)
+        if first:
+            name, error = first
+            raise ValueError(f"None of the first {number} examples can be used; the first, {name}: {error}") from error
+
+    def _next_usable(self, index: int) -> dict[str, Any]:
+        """The example of a number in numbers, or the first one after it that can be prepared."""
+        for offset in range(tried := min(len(self), MOST_UNUSABLE)):
+            number = (index + offset) % len(self)
+            example = self.examples[number]
+            name = example.get("name", f"example {number}")
+            try:
+                return self.prepare(example, number)
+            except UNPREPARED as error:
+                self._skipped.note(name, str(error))
+                last = name, error
+        name, error = last
+        raise ValueError(f"{tried} examples in a row cannot be used; the last, {name}: {error}") from error
 
     def prepare(self, example: dict[str, Any], number: int) -> dict[str, Any]:
         """One example in numbers; on its `number` depends whether its prompt is left out.
@@ -153,7 +218,11 @@ class PreparedDataset(Dataset):
 
 class InMemoryDataset(Dataset):
     """Every example of a prepared data set, prepared once. With a frozen tokenizer, pictures are kept as `image_codes`
-    `(num_images, h, w)`, since a frozen tokenizer always gives the same codes."""
+    `(num_images, h, w)`, since a frozen tokenizer always gives the same codes.
+
+    Attributes:
+        skipped (`dict[str, str]`): Rows that were skipped, by name, and why.
+    """
 
     def __init__(
         self,
@@ -172,6 +241,7 @@ class InMemoryDataset(Dataset):
                     replace_pixels(batch, vision_tokenizer)
                 self.items += batch
                 bar.update(len(batch))
+        self.skipped = prepared.skipped
 
     def __len__(self) -> int:
         return len(self.items)

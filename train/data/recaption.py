@@ -1,6 +1,7 @@
 """A captioning engine, such as the paper's data went through (section 4.1): any image-text-to-text model of
 transformers describes the pictures of a data set anew."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from processing_ett import CAPTION_PROMPT, ImageError
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+from processing_ett.picture_rows import LIST_TYPES, load_rows, open_pictures, picture_cells, picture_name
 
 from .shards import Part, ShardsReport, Skipped, write_shards
 
@@ -117,7 +118,7 @@ class Recaptioning:
         columns = dict(rows.features)
         if text_column in columns:
             columns[f"original_{text_column}"] = columns[text_column]
-        several = isinstance(columns[image_column], datasets.List)
+        several = isinstance(columns[image_column], LIST_TYPES)
         columns[image_column] = datasets.List(datasets.Image()) if several else datasets.Image()
         columns[text_column] = datasets.Value("string")
         self.features = datasets.Features(columns)
@@ -140,6 +141,7 @@ class Recaptioning:
             if isinstance(pictures, Skipped):
                 yield pictures
             elif caption := next(captions):
+                row = {**row, self.image_column: _with_contents(row[self.image_column], pictures)}
                 former = {f"original_{self.text_column}": row[self.text_column]} if self.text_column in row else {}
                 yield {**row, **former, self.text_column: caption}
             else:
@@ -151,6 +153,20 @@ class Recaptioning:
             return open_pictures(cell) or Skipped(name, "It has no picture.")
         except ImageError as error:
             return Skipped(name, str(error))
+
+
+def _with_contents(cell: Any, pictures: list[Image.Image]) -> Any:
+    """An image cell that can be stored without what it names: images that are no local files, such as URLs, are
+    replaced by their content as PNG."""
+    kept = []
+    for stored, picture in zip(picture_cells(cell), pictures, strict=True):
+        path = stored.get("path") if isinstance(stored, dict) and not stored.get("bytes") else None
+        if path and not Path(path).is_file():
+            with io.BytesIO() as file:
+                picture.save(file, "PNG")
+                stored = {"bytes": file.getvalue(), "path": None}
+        kept.append(stored)
+    return kept if isinstance(cell, list) else kept[0]
 
 
 def recaption(

@@ -22,6 +22,7 @@ from processing_ett.picture_rows import (
     undecoded,
 )
 
+from .captions import caption_texts
 from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
 from .conversations import ExampleError, read_conversation
 from .filters import Columns
@@ -79,18 +80,25 @@ class RowReader:
         return {"name": name, "images": open_pictures(cell, self.image_folder), **texts}
 
     def check(self, rows: Iterable[dict[str, Any]]):
-        """Looks at rows whose pictures it does not open.
+        """Looks at the first rows, whose images it does not open, for one that can be used.
 
         Raises:
-            ValueError: One cannot be learned from.
+            ValueError: None of them can be used.
         """
+        first = None
         for number, row in enumerate(itertools.islice(rows, FIRST_ROWS)):
             name = self.name(row, number)
             try:
                 row, cell = self._open(row)
                 self._texts(row, self._num_pictures(row, cell), name)
+                return
             except ExampleError as error:
-                raise ValueError(f"'{self.path}', {name}: {error}") from error
+                first = first or (name, error)
+        if first:
+            name, error = first
+            raise ValueError(
+                f"None of the first {number + 1} rows of '{self.path}' can be used; the first, {name}: {error}"
+            ) from error
 
     def view(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row as filters see it, with the columns that all data sets have; one that cannot be read as it is."""
@@ -128,13 +136,14 @@ class RowReader:
             raise ExampleError(f"The row has no picture in {self.image_column!r}.")
         if self.task == "reconstruction":
             return {}
-        text = self._cell(row, self.text_column)
-        if isinstance(text, list) and text:
-            rng = np.random.default_rng((self.seed, zlib.crc32(name.encode())))
-            text = text[rng.integers(len(text))]
-        if not isinstance(text, str) or not (text or self.task == "drawing"):
-            raise ExampleError(f"Its {self.text_column!r} is {str(text)[:60]!r}; expected text.")
-        return {"text": text}
+        cell = self._cell(row, self.text_column)
+        texts = [text for text in caption_texts(cell) if text.strip() or self.task == "drawing"]
+        if not texts:
+            raise ExampleError(f"Its {self.text_column!r} is {str(cell)[:60]!r}; expected text.")
+        if len(texts) == 1:
+            return {"text": texts[0]}
+        rng = np.random.default_rng((self.seed, zlib.crc32(name.encode())))
+        return {"text": texts[rng.integers(len(texts))]}
 
     def _cell(self, row: dict[str, Any], column: str) -> Any:
         if column not in row:
@@ -158,8 +167,8 @@ def open_rows(
     """The rows of a data set and what makes examples of them. Of local tars, when streaming, their paths.
 
     Raises:
-        ValueError: The data set cannot be read or is empty, a column is missing, or one of the first rows cannot be
-            learned from.
+        ValueError: The data set cannot be read or is empty, a column is missing, or none of the first rows can be
+            used.
     """
     if image_folder is not None and not Path(image_folder).is_dir():
         raise ValueError(f"data.image_folder is '{image_folder}', which is no folder.")

@@ -4,16 +4,22 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.compute
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
+
+from processing_ett.image_processing_ett import find_same_name
+from processing_ett.picture_rows import picture_cells
 
 from ..files import replacing
 from .filters import Columns, Row, build_filter
@@ -34,8 +40,8 @@ class FilterChain:
     """
 
     def __init__(self, settings: list[dict[str, Any]], columns: Columns | None = None):
-        self.settings = settings
-        self.steps = [build_filter(one, columns or Columns()) for one in settings]
+        self.settings, self.columns = settings, columns or Columns()
+        self.steps = [build_filter(one, self.columns) for one in settings]
         self.seen, self.removed = [0] * len(self.steps), [0] * len(self.steps)
 
     def reads(self) -> list[str]:
@@ -109,7 +115,8 @@ def select_rows(
 ) -> np.ndarray:
     """
     Numbers of the rows that pass every filter. They and the counts are written into the cache of datasets, so that the
-    same filters need not look at the same rows again.
+    same filters need not look at the same rows again. Rows are the same while their table is the same and no image
+    file that they name has another size or modification time. The content of image files is not compared.
 
     Args:
         view: Makes of a row what filters see. Without it, only the columns that filters read are read.
@@ -150,10 +157,58 @@ def _pass(rows: datasets.Dataset | TarRows, chain: FilterChain, view: Callable[[
 
 
 def _cache_file(rows: datasets.Dataset | TarRows, chain: FilterChain) -> Path:
-    content = rows._fingerprint if isinstance(rows, datasets.Dataset) else rows.fingerprint()
+    if isinstance(rows, datasets.Dataset):
+        opens_images = chain.columns.image in chain.reads()
+        content = [rows._fingerprint, _image_states(rows, chain.columns) if opens_images else None]
+    else:
+        content = rows.fingerprint()
     steps = [dataclasses.asdict(step) for step in chain.steps]
     key = hashlib.sha256(json.dumps([content, chain.settings, steps], sort_keys=True).encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "ett_filters" / f"{key.hexdigest()}.safetensors"
+
+
+def _image_states(rows: datasets.Dataset, columns: Columns) -> str:
+    """A digest of the size and the modification time of every image file that the rows name."""
+    digest = hashlib.sha256()
+    for name in _image_names(rows, columns.image):
+        try:
+            path = Path(columns.folder, name)
+            found = os.stat(path if os.path.exists(path) else find_same_name(path) or path)
+            state = [name, found.st_size, found.st_mtime_ns]
+        except (OSError, ValueError):  # Missing, or an address or content in the place of a name.
+            state = [name, None, None]
+        digest.update(json.dumps(state).encode())
+    return digest.hexdigest()
+
+
+def _image_names(rows: datasets.Dataset, column: str) -> Iterator[str]:
+    """Names of the image files in a column. Images within the table are passed over and not read."""
+    feature = rows.features[column]
+    if type(feature).__name__ == "Json":
+        for cell in rows.select_columns(column)[column]:
+            yield from (name for name in picture_cells(cell) if isinstance(name, str))
+        return
+    for table in rows.select_columns(column).with_format("arrow").iter(BATCH_SIZE * 16):
+        for chunk in table.column(column).chunks:
+            yield from filter(None, _names_in(chunk).to_pylist())
+
+
+def _names_in(cells: pyarrow.Array) -> pyarrow.Array:
+    """The names in cells of names, of structs of `path` and `bytes`, or of lists of either."""
+    kinds = pyarrow.types
+    while kinds.is_list(cells.type) or kinds.is_large_list(cells.type) or kinds.is_fixed_size_list(cells.type):
+        cells = cells.flatten()
+    if kinds.is_struct(cells.type):
+        fields = [field.name for field in cells.type]
+        if "path" not in fields:
+            return pyarrow.array([], pyarrow.string())
+        names = pyarrow.compute.struct_field(cells, "path")
+        if "bytes" in fields:
+            is_file = pyarrow.compute.is_null(pyarrow.compute.struct_field(cells, "bytes"))
+            names = names.filter(is_file)
+        cells = names
+    is_text = kinds.is_string(cells.type) or kinds.is_large_string(cells.type) or kinds.is_string_view(cells.type)
+    return cells if is_text else pyarrow.array([], pyarrow.string())
 
 
 __all__ = ["FilterChain", "select_rows", "summarize"]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 import scenes_ett
 from processing_ett import CAPTION_PROMPT
 
+from .captions import caption_texts
 from .rows import UNUSABLE, open_rows
 from .selection import select_rows
 from .skipped import SkippedRows
@@ -116,8 +117,8 @@ class FolderExamples(Dataset):
     JSON, Parquet or tar files (webdataset), or any data set that [`datasets.load_dataset`] takes. Those of a folder
     that `ett tokenize` wrote have codes in the place of pictures.
 
-    A row that cannot be used (a picture that cannot be read, placeholders that do not fit the pictures) is skipped,
-    named and counted: the next usable one takes its place.
+    A row that cannot be used (an image that cannot be read, no caption, placeholders that do not fit the images) is
+    skipped, named and counted, wherever it stands: the next usable one takes its place. A number is text.
 
     Args:
         path (`str`): Folder, file, pattern of files or name on the Hub.
@@ -129,7 +130,7 @@ class FolderExamples(Dataset):
         skipped (`dict[str, str]`): Rows that were skipped, by name, and why; damaged tars too.
 
     Raises:
-        ValueError: There is nothing to learn from, a column is missing, or one of the first rows cannot be used.
+        ValueError: There is nothing to learn from, a column is missing, or none of the first rows can be used.
     """
 
     def __init__(self, path: str, task: str, filters: list[dict[str, Any]] | None = None, **columns: Any):
@@ -180,8 +181,7 @@ class FolderExamples(Dataset):
             raise ValueError(
                 "A new language model takes its vocabulary from captions in a column; these data have none."
             )
-        cells = self.rows.select(self.numbers)[column]
-        return [text for cell in cells for text in (cell if isinstance(cell, list) else [cell]) if text]
+        return [text for cell in self.rows.select(self.numbers)[column] for text in caption_texts(cell) if text]
 
     def spelled(self) -> Sequence[str]:
         """No word: those of captions are whole."""

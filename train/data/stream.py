@@ -8,6 +8,7 @@
 """
 
 import itertools
+import logging
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -16,12 +17,14 @@ import datasets
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .preparation import PreparedDataset
+from .preparation import MOST_UNUSABLE, UNPREPARED, PreparedDataset
 from .rows import UNUSABLE, RowReader
 from .selection import FilterChain, summarize
 from .skipped import SkippedRows
 from .sources import SceneExamples
 from .tars import index_tar, read_samples
+
+logger = logging.getLogger(__name__)
 
 Position = dict[str, Any]
 """Where a reader stands, as JSON can hold it."""
@@ -32,9 +35,6 @@ Place = tuple[tuple[int, int], str, dict[str, Any]]
 ROWS_AT_ONCE = 32
 MAX_SHARDS = 4096
 """More shards than that are read in groups: finding one among them takes time in proportion to their number."""
-
-MOST_UNUSABLE = 1000
-"""After so many prepared examples in a row that could not be used, something else is wrong."""
 
 
 class Shards(Protocol):
@@ -169,6 +169,21 @@ class ExampleStream:
                 )
             position = _start(position["epoch"] + 1)
             self.filters.forget()
+
+    def first(self, count: int) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+        """Names and examples of the first rows, with the error in the place of a row that cannot be used. There are
+        none where filters choose among the rows."""
+        shards = range(0 if self.filters.steps else len(self.shards))
+        rows = itertools.chain.from_iterable(self.shards.read(shard, 0) for shard in shards)
+        try:
+            for number, row in enumerate(itertools.islice(rows, count)):
+                name = self.reader.name(row, number)
+                try:
+                    yield name, self.reader(row, name)
+                except UNUSABLE as error:
+                    yield name, error
+        except Exception as error:  # Readers of damaged files raise almost any type.
+            logger.debug("The first rows of %s break off: %s", self.shards.name(0), error)
 
     def take_skipped(self) -> dict[str, str]:
         """As [`SkippedRows.take`], of the reading that was begun last."""
@@ -311,7 +326,7 @@ class PreparedStream(IterableDataset):
         for example, position in self.examples.read(reader, readers, self.positions[own]):
             try:
                 item = self.preparation.prepare(example, zlib.crc32(example["name"].encode()))
-            except ValueError as error:
+            except UNPREPARED as error:
                 skipped.note(example["name"], str(error))
                 unusable += 1
                 if unusable == MOST_UNUSABLE:

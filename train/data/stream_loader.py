@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from ..files import replacing
 from .stream import Position, PreparedStream
@@ -142,6 +143,8 @@ class StreamingTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader | StreamLoader:
         if not isinstance(self.train_dataset, PreparedStream):
+            if has_length(self.train_dataset):
+                self.args.check_samples(len(self.train_dataset))
             collator = self.data_collator
             self.data_collator = ReportingCollator(collator)
             loader = super().get_train_dataloader()

@@ -4,13 +4,14 @@
 - What is cut off at the end of a damaged shard is left out; the rows before it are there.
 """
 
-import glob
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from processing_ett.data_files import clean_text, list_files, match_files
 
 from .conversations import ExampleError
 
@@ -31,10 +32,10 @@ def find_tars(path: str) -> list[str]:
     """The tar files that a path means: itself, or those of a folder or a pattern; none where it is something else."""
     folder = Path(path)
     if folder.is_dir():
-        return sorted(str(found) for found in folder.rglob("*.tar"))
+        return [found for found in list_files(folder) if found.endswith(".tar")]
     if folder.suffix != ".tar":
         return []
-    return [path] if folder.is_file() else sorted(glob.glob(path))
+    return [path] if folder.is_file() else match_files(path)
 
 
 def index_tar(path: str) -> tuple[list[Sample], str | None]:
@@ -44,19 +45,26 @@ def index_tar(path: str) -> tuple[list[Sample], str | None]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if not member.isfile():
+                if not member.isfile() or _is_hidden(member.name):
                     continue
                 if member.offset_data + member.size > size:
                     return samples, f"it is cut off within '{member.name}'"
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                if not samples or samples[-1].key != key:
+                # A second file of the same name begins another row.
+                if not samples or samples[-1].key != key or suffix.lower() in samples[-1].files:
                     samples.append(Sample(key, {}))
                 samples[-1].files[suffix.lower()] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         return samples, str(error)
     return samples, None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is one that macOS adds (`._0001.jpg`, `__MACOSX`), or hidden otherwise."""
+    *folders, name = name.split("/")
+    return name.startswith(".") or "__MACOSX" in folders
 
 
 def read_samples(path: str, samples: list[Sample]) -> Iterator[dict[str, Any]]:
@@ -90,7 +98,7 @@ def unify_row(row: dict[str, Any]) -> dict[str, Any]:
         raise ExampleError(f"Its json holds a {type(fields).__name__}; expected fields and their values.")
     unified = {**fields, **filled}
     if isinstance(text := filled.get("txt"), (bytes, str)):
-        unified["text"] = text.decode(errors="replace") if isinstance(text, bytes) else text
+        unified["text"] = clean_text(text if isinstance(text, bytes) else text.encode())
     pictures = [
         content if isinstance(content, dict) else {"bytes": content, "path": f"{row['__key__']}.{suffix}"}
         for suffix, content in filled.items()

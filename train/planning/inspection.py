@@ -98,7 +98,7 @@ def take(
         return items, skipped, examples.filters_report(positions[-1:])
     chosen = np.random.default_rng(seed).permutation(len(prepared))[:count]
     items = [prepared[int(index)] for index in sorted(chosen)]
-    return items, getattr(examples, "skipped", {}), examples.filters_report()
+    return items, prepared.skipped, examples.filters_report()
 
 
 def render(
