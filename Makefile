@@ -11,13 +11,16 @@ STAMP := $(VENV)/.installed
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test quality format bench clean
+.PHONY: help venv install demo study test quality format bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## Train every stage at miniature scale, evaluate, write report/ (ARGS="--quick" for two minutes)
 	$(KEEP_MEMORY) $(BIN)/ett demo $(ARGS)
+
+study: $(STAMP)  ## Run the ablations of the paper at miniature scale, some 9 hours of two cores (ARGS="--quick" for minutes)
+	$(KEEP_MEMORY) $(BIN)/ett study $(ARGS)
 
 test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -112,7 +112,9 @@ class Pool:
                 worker.process.join()
 
     def start(self, task: Task):
-        worker = self.idle.pop() if self.idle else Worker(self.processes, self.log)
+        alive = [worker for worker in self.idle if worker.process.is_alive()]
+        worker = alive.pop() if alive else Worker(self.processes, self.log)
+        self.idle = alive
         worker.begin(task)
         self.busy[worker.connection] = worker
 
@@ -170,6 +172,8 @@ def work(connection: Connection, threads: int, log: Path | None):
     """The worker's loop: receives tasks and sends their progress and results until the connection closes."""
     # Ctrl-C reaches every process of the terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Numpy's own threads would crowd out the other workers; it reads the variable when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import torch
 
     if log is not None:
@@ -181,7 +185,9 @@ def work(connection: Connection, threads: int, log: Path | None):
             task: Task = connection.recv()
             torch.set_num_threads(task.threads or threads)
             reset_peak_memory()
-            print(f"== {task.name}", file=sys.stderr, flush=True)
+            # The log may be on a full disk.
+            with suppress(OSError):
+                print(f"== {task.name}", file=sys.stderr, flush=True)
             connection.send(("begun", None))
             connection.send(run_task(task, throttled(connection)))
 
@@ -194,7 +200,8 @@ def run_task(task: Task, report: Report) -> tuple[str, Any]:
     except StopTasks as error:
         return "stop", str(error)
     except Exception as error:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         message = " ".join(str(error).split()) or type(error).__name__
         return "ended", Outcome("failed", time.monotonic() - start, error=type(error).__name__, message=message)
     return "ended", Outcome("done", time.monotonic() - start, value)
@@ -234,6 +241,7 @@ def sigterm_raises() -> Iterator[None]:
     """Within it, SIGTERM raises `SystemExit(143)`, so that what has to be closed is closed."""
 
     def leave(number, frame):
+        print("SIGTERM: the workers are stopped. Run the same command again to go on.", file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
     former = signal.signal(signal.SIGTERM, leave)

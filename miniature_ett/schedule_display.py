@@ -66,7 +66,8 @@ class TableDisplay(AbstractContextManager):
         for name in ("task", "state", "steps", "steps/s", "time"):
             table.add_column(name, justify="left" if name in ("task", "state") else "right")
         for name, outcome in list(self.plan.outcomes.items())[-self.ENDED :]:
-            table.add_row(name, outcome.status, "", "", format_seconds(outcome.seconds), style="dim")
+            seconds = "" if outcome.status == "skipped" else format_seconds(outcome.seconds)
+            table.add_row(name, outcome.status, "", "", seconds, style="dim")
         for name, run in self.plan.running.items():
             steps = f"{run.step:,}/{run.steps:,}" if run.first else ""
             rate = f"{rate:.2f}" if (rate := run.rate()) else ""
