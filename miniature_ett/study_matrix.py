@@ -87,14 +87,14 @@ class Arm:
 
 
 STAGES = {
-    "tokenizer": Stage("demo_tokenizer", {}, 300),
+    "tokenizer": Stage("demo_tokenizer", {}, 250),
     "language": Stage("demo_language", {"model.vision_tokenizer": "tokenizer"}, 40, LANGUAGE),
-    "alignment": Stage("demo_alignment", {"model.path": "language"}, 40),
+    "alignment": Stage("demo_alignment", {"model.path": "language"}, 25),
     # The same seed gives the same language model; what stands for a code is another.
     "language-index": Stage(
         "demo_language", {"model.vision_tokenizer": "tokenizer"}, 40, (*LANGUAGE, "model.visual_embedding=index")
     ),
-    "alignment-index": Stage("demo_alignment", {"model.path": "language-index"}, 40, ("train=[index_embedding]",)),
+    "alignment-index": Stage("demo_alignment", {"model.path": "language-index"}, 25, ("train=[index_embedding]",)),
 }
 SHARED = tuple(STAGES)
 """Stages that cells of a ground and seed share: where one diverges, its cells are skipped."""
@@ -114,7 +114,7 @@ def _add_arm(
     """Adds stage 2 with these overrides, the short chat stage that follows, and the arm that measures both."""
     stages = {"semantic": f"semantic-{name}", "chat": f"chat-{name}"}
     STAGES[stages["semantic"]] = Stage("demo_semantic", {"model.path": start}, seconds, (*steps, *overrides))
-    STAGES[stages["chat"]] = Stage("demo_chat", {"model.path": stages["semantic"]}, 90, chat)
+    STAGES[stages["chat"]] = Stage("demo_chat", {"model.path": stages["semantic"]}, 105, chat)
     ARMS[name] = Arm("understanding", stages, **fields)
 
 
@@ -127,26 +127,26 @@ def _add_variant(name: str, kind: str, recipe: str, overrides: tuple[str, ...], 
 
 
 # Table 4 and Table 5
-_add_arm("index-frozen", INDEX_FROZEN, 200, start="alignment-index", chat=(*CHAT, INDEX_FROZEN[0]))
-_add_arm("embedding-frozen", FROZEN, 200)
+_add_arm("index-frozen", INDEX_FROZEN, 280, start="alignment-index", chat=(*CHAT, INDEX_FROZEN[0]))
+_add_arm("embedding-frozen", FROZEN, 280)
 for _alpha in ("0", "0.25", "0.5", "1"):
-    _add_arm(f"alpha-{_alpha}", (f"training.alpha={_alpha}",), 500, tuned=True)
+    _add_arm(f"alpha-{_alpha}", (f"training.alpha={_alpha}",), 600, tuned=True)
 INDEX_GENERATION = "train=[index_embedding, language_model, visual_head]"
-_add_variant("index-frozen", "generation", "demo_gen", (*GENERATION, INDEX_GENERATION), 750)
+_add_variant("index-frozen", "generation", "demo_gen", (*GENERATION, INDEX_GENERATION), 820)
 for _name in ("embedding-frozen", "alpha-0.25"):
-    _add_variant(_name, "generation", "demo_gen", GENERATION, 750)
-    _add_variant(_name, "long-chat", "demo_chat", LONG_CHAT, 350)
+    _add_variant(_name, "generation", "demo_gen", GENERATION, 820)
+    _add_variant(_name, "long-chat", "demo_chat", LONG_CHAT, 450)
 
 # Controls: does the gain come from the caption gradient, from compute, and does it live in the tokenizer?
 VQ_ONLY = ("training.alpha=0.25", "training.caption_gradient_to_tokenizer=false")
-_add_arm("vq-only", VQ_ONLY, 500, tuned=True, is_control=True)
-_add_arm("frozen-twice-as-long", FROZEN, 400, steps=LONG_SEMANTIC, is_control=True)
+_add_arm("vq-only", VQ_ONLY, 600, tuned=True, is_control=True)
+_add_arm("frozen-twice-as-long", FROZEN, 550, steps=LONG_SEMANTIC, is_control=True)
 STAGES["tuned-tokenizer"] = Stage(None, {"model.path": "semantic-alpha-0.25"}, 10)
 STAGES["language-fresh"] = Stage(
     "demo_language", {"model.vision_tokenizer": "tuned-tokenizer"}, 40, LANGUAGE, seed_offset=1000
 )
-STAGES["alignment-fresh"] = Stage("demo_alignment", {"model.path": "language-fresh"}, 40)
-_add_arm("fresh-language-model", FROZEN, 200, start="alignment-fresh", is_control=True)
+STAGES["alignment-fresh"] = Stage("demo_alignment", {"model.path": "language-fresh"}, 25)
+_add_arm("fresh-language-model", FROZEN, 280, start="alignment-fresh", is_control=True)
 
 MEASURING_SECONDS = {"tokenizer": 60, "understanding": 150, "chat": 100, "generation": 90}
 
