@@ -7,16 +7,16 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import vocabulary
+from scenes_ett import WORDS, vocabulary
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     return IBQModel(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
         layers_per_block=1,
         latent_channels=8,
         num_vq_embeddings=16,
@@ -30,7 +30,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def processor(tokenizer):
-    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary()), tokenizer, image_size=64)
+    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary(), WORDS), tokenizer, image_size=72)
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +52,6 @@ def model(tokenizer, processor):
         image_token_id=processor.image_token_id,
         image_start_token_id=processor.image_start_token_id,
         image_end_token_id=processor.image_end_token_id,
-        image_size=64,
+        image_size=72,
         visual_head=True,
     ).eval()

@@ -34,7 +34,7 @@ def test_examples_show_each_category_in_turn_with_its_verdict(model, processor):
     scores = evaluate_drawings(model, processor, PROMPTS, examples_per_category=2, progress=False)
     assert [example["category"] for example in scores["examples"]] == list(PROMPT_CATEGORIES) * 2
     assert [example["prompt"] for example in scores["examples"]] == [prompt.text for prompt in PROMPTS]
-    assert all(example["image"].size == (64, 64) and example["reason"] for example in scores["examples"])
+    assert all(example["image"].size == (72, 72) and example["reason"] for example in scores["examples"])
 
 
 def test_a_drawing_depends_on_seed_and_number_and_not_on_its_batch(model, processor):

@@ -81,7 +81,7 @@ def test_the_numbers_do_not_depend_on_the_batch_size(tokenizer):
 
 def test_reconstruct_gives_one_picture_of_the_same_size_for_each(tokenizer):
     images = reconstruct(tokenizer, Scenes(0, "test", 3), batch_size=2)
-    assert [image.size for image in images] == [(64, 64)] * 3
+    assert [image.size for image in images] == [(72, 72)] * 3
 
 
 def test_measuring_leaves_the_tokenizer_in_its_mode(tokenizer):

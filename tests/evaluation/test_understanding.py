@@ -57,7 +57,7 @@ def test_examples_show_right_and_wrong_answers_with_their_pictures(monkeypatch, 
     for example in scores["examples"]:
         assert scores["answers"][example["index"]] == example["answer"]
         assert (example["answer"] == example["truth"]) == example["correct"]
-        assert example["image"].size == (64, 64)
+        assert example["image"].size == (72, 72)
 
 
 def test_questions_run_through_the_model_and_depend_on_the_seed_alone(model, processor, scenes):

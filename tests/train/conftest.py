@@ -6,7 +6,7 @@ import torch
 
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import vocabulary
+from scenes_ett import WORDS, vocabulary
 from train import ETTTrainingArguments
 from train.models.building import join, new_language_model
 from train.recipes import ModelSection
@@ -73,8 +73,8 @@ def make_items():
 
 @pytest.fixture(scope="session")
 def processor():
-    """A processor with every word of the scenes, for pictures of 64 x 64 pixels and 8 x 8 codes."""
-    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary()), 8, image_size=64)
+    """A processor with every word of the scenes, for images of 72 x 72 pixels and 9 x 9 codes."""
+    return ETTProcessor.from_parts(build_word_tokenizer(vocabulary(), WORDS), 8, image_size=72)
 
 
 @pytest.fixture(scope="session")

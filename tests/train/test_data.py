@@ -14,7 +14,7 @@ import train.data
 from train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 from train.data import IGNORED, to_unit_range
 
-NUM_CODES = 64
+NUM_CODES = 81
 
 
 def predicted_texts(processor, item):
@@ -44,7 +44,7 @@ def test_of_a_caption_the_words_and_the_end_are_predicted(processor):
     assert "describe the image." in processor.tokenizer.decode(item["input_ids"])
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
     assert item["input_ids"][-1] == processor.tokenizer.eos_token_id
-    assert item["pixel_values"].dtype == torch.uint8 and tuple(item["pixel_values"].shape) == (1, 3, 64, 64)
+    assert item["pixel_values"].dtype == torch.uint8 and tuple(item["pixel_values"].shape) == (1, 3, 72, 72)
 
 
 def independent_item(processor, turns=4):
@@ -267,7 +267,7 @@ def test_a_folder_of_pictures_goes_all_the_way_to_a_batch(folder, processor):
     (folder / "metadata.jsonl").write_text(metadata)
     prepared = PreparedDataset(FolderExamples(str(folder), "caption"), "caption", processor)
     batch = ETTCollator(processor.tokenizer.pad_token_id)([prepared[index] for index in range(8)])
-    assert tuple(batch["pixel_values"].shape) == (8, 3, 64, 64)
+    assert tuple(batch["pixel_values"].shape) == (8, 3, 72, 72)
     assert -1 <= batch["pixel_values"].min() and batch["pixel_values"].max() <= 1
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
 

@@ -17,7 +17,7 @@ from train.planning.inspection import Piece, inspect_data, mosaic, render, show
 from train.recipes import Recipe
 
 IMAGE_TOKEN = "<image>"
-NUM_CODES = 64
+NUM_CODES = 81
 
 
 def prepared(processor, task, **options):

@@ -245,7 +245,8 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
             return ETTForConditionalGeneration(config)
         require_parts(section)
         if isinstance(section.language_model, dict):
-            text_tokenizer = build_word_tokenizer(build_examples(recipe, seed).texts())
+            examples = build_examples(recipe, seed)
+            text_tokenizer = build_word_tokenizer(examples.texts(), examples.spelled())
             text_config = new_language_model(section.language_model, text_tokenizer).config
         else:
             text_config = _reachable(AutoConfig, section.language_model)
