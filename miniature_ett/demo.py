@@ -25,12 +25,15 @@ from processing_ett import ETTProcessor
 from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 from .report import write_report
+from .verdicts import has_learned, loss_change
 
 WORK = "ett-work"
 SPLITS = ("test", "unseen")
 GUIDANCE_SCALE = 1.5
 TEMPERATURE = 0.7
 CAPTIONS = 100
+GENERATED_EXAMPLES = 8
+"""Generated images of each category that the report may show."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     results["peak_memory_gb"] = peak_memory_gb()
     page = write_report(results, output_dir / "report")
     write_cards(folders, results)
+    if not quick:
+        warn_of_stages_without_learning(results["stages"])
     return page
 
 
@@ -237,6 +242,7 @@ def measure_split(
     scenes = [Scenes(seed, split)[index] for index in range(num_scenes)]
     prompts = [drawing_pair(seed, split, index)[0] for index in range(num_prompts)]
     sampling = {"guidance_scale": GUIDANCE_SCALE, "temperature": TEMPERATURE}
+    sampling |= {"examples_per_category": GENERATED_EXAMPLES}
     return {
         "understanding": evaluation_ett.evaluate_questions(chat, processor, scenes, 6, seed=seed),
         "captions": evaluation_ett.evaluate_captions(chat, processor, scenes, seed=seed, examples=CAPTIONS),
@@ -257,6 +263,17 @@ def stage_record(stage: Stage, folder: Path) -> dict[str, Any]:
         "trained": list(trained),
         "history": [entry for entry in record["history"] if "loss" in entry],
     }
+
+
+def warn_of_stages_without_learning(stages: list[dict[str, Any]]):
+    """Prints a sentence for each stage that has not learned (see [`has_learned`])."""
+    for stage in stages:
+        if not has_learned(stage):
+            change = loss_change(stage)
+            losses = (
+                "it logged no loss" if change is None else f"loss {change.first:.3g}, at the end {change.last:.3g}"
+            )
+            tqdm.write(f"{stage['title']} has not learned: {losses}.", file=sys.stderr)
 
 
 def peak_memory_gb() -> float:
