@@ -1,11 +1,13 @@
 """Charts for the report as inline SVG: no library, no script; their colours are the page's (CSS classes)."""
 
 import math
+from typing import Any
 
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 280, 130
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
+BAND_WIDTH, BAND_MARGIN, BAND_HEIGHT, BAND_AXIS = 340, 18, 52, 20
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -59,6 +61,57 @@ def line_chart(points: list[tuple[float, float]], label: str) -> Markup:
     )
 
 
+def interval_chart(rows: list[dict[str, Any]], names: tuple[str, ...], unit: str) -> Markup:
+    """Means and intervals of several measures of one unit on one axis, which need not begin at 0.
+
+    Args:
+        rows: Each with `name`, and for each of `names` a `mean`, a `low` and a `high`. Without an interval (`low` and
+            `high` are None) the mean stands alone.
+        names: What is compared, from top to bottom; the names are the CSS classes of the marks.
+        unit: `%` (values in 0..1), or any other unit for values as they are.
+    """
+    values = [
+        value
+        for row in rows
+        for name in names
+        for value in (row[name]["low"], row[name]["mean"], row[name]["high"])
+        if value is not None and math.isfinite(value)
+    ]
+    if not values:
+        return Markup("")
+    scale = 100 if unit == "%" else 1
+    ticks = _ticks(scale * min(values), scale * max(values))
+    span = ticks[-1] - ticks[0]
+
+    def place(value: float) -> float:
+        return BAND_MARGIN + (BAND_WIDTH - 2 * BAND_MARGIN) * (scale * value - ticks[0]) / span
+
+    bottom = BAND_HEIGHT * len(rows)
+    parts = []
+    for tick in ticks:
+        x = place(tick / scale)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}"/>')
+        text = f"{format_number(tick)}{'%' if unit == '%' else ''}"
+        parts.append(f'<text x="{x:.1f}" y="{bottom + BAND_AXIS - 5}" text-anchor="middle">{text}</text>')
+    for number, row in enumerate(rows):
+        top = BAND_HEIGHT * number
+        parts.append(f'<text class="name" x="{BAND_MARGIN}" y="{top + 15}">{Markup.escape(row["name"])}</text>')
+        for line, name in enumerate(names):
+            y, estimate = top + 26 + 13 * line, row[name]
+            if not math.isfinite(estimate["mean"]):
+                continue
+            if estimate["low"] is not None and estimate["high"] is not None:
+                low, high = place(estimate["low"]), place(estimate["high"])
+                for x1, x2, half in ((low, high, 0), (low, low, 4), (high, high, 4)):
+                    parts.append(f'<line class="{name}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y - half}" y2="{y + half}"/>')
+            parts.append(f'<circle class="{name}" cx="{place(estimate["mean"]):.1f}" cy="{y}" r="4"/>')
+    label = f"Means and 95% intervals in {unit} of {', '.join(row['name'] for row in rows)}: {' and '.join(names)}"
+    return Markup(
+        f'<svg class="intervals" viewBox="0 0 {BAND_WIDTH} {bottom + BAND_AXIS}" role="img" '
+        f'aria-label="{Markup.escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
 def _clipped_range(values: list[float]) -> tuple[float, float]:
     """The values' range, where a curve's first steep tenth does not flatten the rest."""
     later = values[len(values) // 10 :]
@@ -85,4 +138,4 @@ def _running_mean(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-__all__ = ["MINUS", "format_number", "line_chart"]
+__all__ = ["MINUS", "format_number", "interval_chart", "line_chart"]

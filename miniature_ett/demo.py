@@ -1,7 +1,7 @@
-"""The whole road at miniature scale: every stage trained, measured and shown, on two CPU cores.
+"""Every stage at miniature scale: trained, measured and shown, on two CPU cores.
 
-The stages are recipes (`train/recipes/demo_*.yaml`); this module runs them in order, with and without end-to-end
-tuning, then hands the models to evaluation, report and cards.
+The stages are recipes (`train/recipes/demo_*.yaml`). This module runs them in order, the last two side by side, and
+hands the models to evaluation, report and cards. The control without tuning is part of the study, not of the demo.
 """
 
 import multiprocessing
@@ -25,11 +25,15 @@ from processing_ett import ETTProcessor
 from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 from .report import write_report
+from .verdicts import has_learned, loss_change
 
 WORK = "ett-work"
-GUIDANCE_SCALE = 3.0
-DRAWING_TEMPERATURE = 1.0
+SPLITS = ("test", "unseen")
+GUIDANCE_SCALE = 1.5
+TEMPERATURE = 0.7
 CAPTIONS = 100
+GENERATED_EXAMPLES = 8
+"""Generated images of each category that the report may show."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +64,8 @@ STAGES = (
     Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", seconds=160),
     Stage("language", "demo_language", f"{WORK}/language", {"model.vision_tokenizer": "tokenizer"}, seconds=40),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", {"model.path": "language"}, seconds=20),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=550),
-    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=550),
-    Stage(
-        "semantic-frozen",
-        "demo_semantic",
-        f"{WORK}/semantic-frozen",
-        {"model.path": "alignment"},
-        overrides=("title=Stage 2 without tuning", "train=[projector, language_model]", "data.in_memory=true"),
-        beside=True,
-    ),
-    Stage(
-        "chat-frozen",
-        "demo_chat",
-        f"{WORK}/chat-frozen",
-        {"model.path": "semantic-frozen"},
-        overrides=("title=Stage 3 without tuning",),
-        beside=True,
-    ),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=250),
+    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=600),
     Stage("chat", "demo_chat", "ett-chat", {"model.path": "semantic"}, beside=True),
 )
 EVALUATION_SECONDS = 100
@@ -120,6 +108,8 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     results["peak_memory_gb"] = peak_memory_gb()
     page = write_report(results, output_dir / "report")
     write_cards(folders, results)
+    if not quick:
+        warn_of_stages_without_learning(results["stages"])
     return page
 
 
@@ -202,49 +192,28 @@ class Clock:
 def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]:
     """Measures the stages' models on held-out scenes; see [`write_report`] for what it returns."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    count = 24 if quick else 300
-    scenes, unseen_scenes = ([Scenes(seed, split)[index] for index in range(count)] for split in ("test", "unseen"))
     before = IBQModel.from_pretrained(folders["tokenizer"]).to(device)
-    tuned = ETTForConditionalGeneration.from_pretrained(folders["chat"]).to(device)
-    frozen = ETTForConditionalGeneration.from_pretrained(folders["chat-frozen"]).to(device)
-    gen = ETTForConditionalGeneration.from_pretrained(folders["gen"]).to(device)
-    processor = ETTProcessor.from_pretrained(folders["chat"])
-    after = tuned.model.vision_tokenizer
-    pictures = [scene.render() for scene in scenes[:8]]
+    semantic, chat, gen = (
+        ETTForConditionalGeneration.from_pretrained(folders[name]).to(device) for name in ("semantic", "chat", "gen")
+    )
+    after = chat.model.vision_tokenizer
+    scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 300)]
+    images = [scene.render() for scene in scenes[:8]]
     pairs = zip(
-        pictures,
-        evaluation_ett.reconstruct(before, pictures),
-        evaluation_ett.reconstruct(after, pictures),
-        strict=True,
+        images, evaluation_ett.reconstruct(before, images), evaluation_ett.reconstruct(after, images), strict=True
     )
-    per_category = 2 if quick else 24
-    prompts, unseen_prompts = (
-        [drawing_pair(seed, split, index)[0] for index in range(per_category * len(PROMPT_CATEGORIES))]
-        for split in ("test", "unseen")
-    )
-    questions = {"questions_per_scene": 6, "seed": seed}
-    drawing = {"guidance_scale": GUIDANCE_SCALE, "temperature": DRAWING_TEMPERATURE, "seed": seed}
-    gen_processor = ETTProcessor.from_pretrained(folders["gen"])
-    captions = {
-        name: evaluation_ett.evaluate_captions(
-            ETTForConditionalGeneration.from_pretrained(folders[folder]).to(device),
-            processor,
-            scenes,
-            seed=seed,
-            examples=0,
-        )
-        for name, folder in (("tuned", "semantic"), ("frozen", "semantic-frozen"))
-    }
-    captions["chat"] = evaluation_ett.evaluate_captions(tuned, processor, scenes, seed=seed, examples=CAPTIONS)
+    processor = ETTProcessor.from_pretrained(folders["chat"])
+    prompts = (2 if quick else 24) * len(PROMPT_CATEGORIES)
+    measured = {split: measure_split(split, chat, gen, processor, seed, len(scenes), prompts) for split in SPLITS}
     return {
         "quick": quick,
         "seed": seed,
         "versions": train.library_versions(),
         "settings": {
             "held-out scenes": len(scenes),
-            "drawing prompts": len(prompts),
+            "prompts": prompts,
             "guidance scale": GUIDANCE_SCALE,
-            "drawing temperature": DRAWING_TEMPERATURE,
+            "temperature": TEMPERATURE,
             "threads": torch.get_num_threads(),
             "device": device,
         },
@@ -254,22 +223,30 @@ def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]
             "after": evaluation_ett.evaluate_reconstruction(after, scenes),
             "examples": [{"original": o, "before": b, "after": a} for o, b, a in pairs],
         },
-        "understanding": {
-            "tuned": evaluation_ett.evaluate_questions(tuned, processor, scenes, **questions),
-            "frozen": evaluation_ett.evaluate_questions(frozen, processor, scenes, **questions),
-        },
-        "captions": captions,
-        "drawings": evaluation_ett.evaluate_drawings(gen, gen_processor, prompts, **drawing),
-        "unseen": {
-            "understanding": {
-                "tuned": evaluation_ett.evaluate_questions(tuned, processor, unseen_scenes, **questions),
-                "frozen": evaluation_ett.evaluate_questions(frozen, processor, unseen_scenes, **questions),
-            },
-            "captions": evaluation_ett.evaluate_captions(
-                tuned, processor, unseen_scenes, seed=seed, examples=CAPTIONS
-            ),
-            "drawings": evaluation_ett.evaluate_drawings(gen, gen_processor, unseen_prompts, **drawing),
-        },
+        "semantic_captions": evaluation_ett.evaluate_captions(semantic, processor, scenes, seed=seed, examples=0),
+        **measured["test"],
+        "unseen": measured["unseen"],
+    }
+
+
+def measure_split(
+    split: str,
+    chat: ETTForConditionalGeneration,
+    gen: ETTForConditionalGeneration,
+    processor: ETTProcessor,
+    seed: int,
+    num_scenes: int,
+    num_prompts: int,
+) -> dict[str, Any]:
+    """Answers, captions and generated images for scenes and prompts of one split."""
+    scenes = [Scenes(seed, split)[index] for index in range(num_scenes)]
+    prompts = [drawing_pair(seed, split, index)[0] for index in range(num_prompts)]
+    sampling = {"guidance_scale": GUIDANCE_SCALE, "temperature": TEMPERATURE}
+    sampling |= {"examples_per_category": GENERATED_EXAMPLES}
+    return {
+        "understanding": evaluation_ett.evaluate_questions(chat, processor, scenes, 6, seed=seed),
+        "captions": evaluation_ett.evaluate_captions(chat, processor, scenes, seed=seed, examples=CAPTIONS),
+        "generation": evaluation_ett.evaluate_drawings(gen, processor, prompts, seed=seed, **sampling),
     }
 
 
@@ -288,6 +265,17 @@ def stage_record(stage: Stage, folder: Path) -> dict[str, Any]:
     }
 
 
+def warn_of_stages_without_learning(stages: list[dict[str, Any]]):
+    """Prints a sentence for each stage that has not learned (see [`has_learned`])."""
+    for stage in stages:
+        if not has_learned(stage):
+            change = loss_change(stage)
+            losses = (
+                "it logged no loss" if change is None else f"loss {change.first:.3g}, at the end {change.last:.3g}"
+            )
+            tqdm.write(f"{stage['title']} has not learned: {losses}.", file=sys.stderr)
+
+
 def peak_memory_gb() -> float:
     """The largest resident memory of this process and of its largest child, added up."""
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -300,8 +288,7 @@ def write_cards(folders: dict[str, Path], results: dict[str, Any]):
     def result(task: str, metric: str, value: float) -> dict[str, Any]:
         return {"task": task, "dataset": "scenes", "split": "test", "metric": metric, "value": round(value, 4)}
 
-    before, tuned = results["reconstruction"]["before"], results["understanding"]["tuned"]
-    drawings = results["drawings"]
+    before, generation = results["reconstruction"]["before"], results["generation"]
     measured = {
         "tokenizer": [
             result("image reconstruction", name, before[key])
@@ -310,16 +297,17 @@ def write_cards(folders: dict[str, Path], results: dict[str, Any]):
         "chat": [
             *(
                 result("visual question answering", f"accuracy, {kind}", score["accuracy"])
-                for kind, score in tuned["types"].items()
+                for kind, score in results["understanding"]["types"].items()
             ),
-            result("image captioning", "loss", results["captions"]["tuned"]["loss"]),
+            result("image captioning", "loss", results["captions"]["loss"]),
+            result("image captioning", "captions wholly true", results["captions"]["accuracy"]),
         ],
         "gen": [
             *(
                 result("text-to-image", f"correct, {name}", score["accuracy"])
-                for name, score in drawings["categories"].items()
+                for name, score in generation["categories"].items()
             ),
-            result("text-to-image", "correct, mean", drawings["mean"]),
+            result("text-to-image", "correct, mean", generation["mean"]),
         ],
     }
     notes = (

@@ -1,6 +1,5 @@
 """The demo: a plan that fits together, refusals before any work, and all that it leaves behind."""
 
-import dataclasses
 import json
 
 import pytest
@@ -28,17 +27,35 @@ def test_every_stage_resolves_with_the_seed_and_the_folder_that_it_starts_from(t
     recipes = {stage.name: load_recipe(stage.recipe, overrides[stage.name]) for stage in demo.STAGES}
     assert {recipe.training["seed"] for recipe in recipes.values()} == {7}
     assert recipes["chat"].model.path == str(folders["semantic"])
-    assert recipes["chat-frozen"].model.path == str(folders["semantic-frozen"])
+    assert recipes["gen"].model.path == str(folders["semantic"])
+    assert recipes["semantic"].model.path == str(folders["alignment"])
 
 
-def test_the_control_differs_from_semantic_learning_in_the_frozen_tokenizer_alone(tmp_path):
-    _, overrides = plan(tmp_path)
-    tuned = load_recipe("demo_semantic", overrides["semantic"])
-    control = load_recipe("demo_semantic", overrides["semantic-frozen"])
-    assert set(tuned.train) - set(control.train) == {"vision_tokenizer"}
-    # Codes of a frozen tokenizer are made once; pictures for one that learns are drawn as they are needed.
-    assert dataclasses.replace(tuned.data, in_memory=True) == control.data
-    assert (tuned.training, tuned.model) == (control.training, control.model)
+def test_the_demo_trains_the_tuned_models_alone():
+    assert [stage.name for stage in demo.STAGES] == [
+        "tokenizer",
+        "language",
+        "alignment",
+        "semantic",
+        "gen",
+        "chat",
+    ]
+    assert [stage.name for stage in demo.STAGES if stage.beside] == ["chat"]
+    recipes = {stage.name: load_recipe(stage.recipe, list(stage.overrides)) for stage in demo.STAGES}
+    assert [name for name, recipe in recipes.items() if "vision_tokenizer" in recipe.train] == [
+        "tokenizer",
+        "semantic",
+    ]
+
+
+def test_the_end_of_a_run_names_stages_that_have_not_learned(capsys):
+    def stage(title, losses):
+        return {"title": title, "history": [{"step": step, "loss": loss} for step, loss in enumerate(losses)]}
+
+    demo.warn_of_stages_without_learning([stage("Tokenizer", [2.0, 1.0]), stage("Stage 3: chat", [2.0, 1.9])])
+    assert capsys.readouterr().err == "Stage 3: chat has not learned: loss 2, at the end 1.9.\n"
+    demo.warn_of_stages_without_learning([stage("Language model", [])])
+    assert capsys.readouterr().err == "Language model has not learned: it logged no loss.\n"
 
 
 @pytest.mark.parametrize("name", ["ett-gen", "report"])
