@@ -358,7 +358,7 @@ def test_examples_of_several_pictures_keep_their_codes_together(processor, make_
     in_memory = InMemoryDataset(
         PreparedDataset(examples, "caption", processor), make_vision_tokenizer(patch_size=4).eval()
     )
-    assert [tuple(item["image_codes"].shape) for item in in_memory] == [(2, 8, 8), (1, 8, 8)]
+    assert [tuple(item["image_codes"].shape) for item in in_memory] == [(2, 9, 9), (1, 9, 9)]
 
 
 def test_the_collators_example_is_true():

@@ -129,7 +129,7 @@ def test_a_recipes_data_are_shown_without_any_weights(bare_model, tmp_path, reci
 def test_new_models_and_tokenizers_need_no_weights_either(tmp_path, make_vision_tokenizer):
     make_vision_tokenizer(patch_size=4).save_config(tmp_path / "tokenizer")
     parts = [f"model.vision_tokenizer={tmp_path / 'tokenizer'}", "model.language_model={hidden_size: 32}"]
-    sizes = ["model.path=null", "model.image_size=64", "data.length=20"]
+    sizes = ["model.path=null", "model.image_size=72", "data.length=20"]
     page = inspect_data("demo_alignment", [*parts, *sizes], tmp_path / "page.html", 1).read_text()
     assert f"&lt;image&gt; x {NUM_CODES}" in page
 

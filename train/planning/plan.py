@@ -258,6 +258,7 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
                 image_size=section.image_size,
                 visual_head=section.visual_head,
                 visual_embedding=section.visual_embedding,
+                code_positions=section.code_positions,
             )
         )
 
