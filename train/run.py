@@ -28,6 +28,7 @@ from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
 from .checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
 from .checkpointing.interruption import TrainingInterrupted
+from .consistency import check_recipe, settled_recipe
 from .data import (
     ETTCollator,
     Examples,
@@ -91,9 +92,12 @@ def run_recipe(
         ValueError: The recipe, the data or the folder cannot be used.
         CheckpointError: A checkpoint or the model could not be written.
         NonFiniteLossError: A loss, a gradient or a weight is NaN or infinite.
-        TrainingInterrupted: SIGTERM or SIGUSR1 came; a checkpoint was written, from which the same call goes on.
+        TrainingInterrupted: SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) came; a checkpoint was written, from which the same
+            call goes on.
+        KeyboardInterrupt: Ctrl-C came a second time, or before the first step.
     """
     recipe = load_recipe(name, overrides)
+    check_recipe(recipe)
     check_adapter(recipe)
     check_quantization(recipe)
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
@@ -117,6 +121,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
+    settled = settled_recipe(recipe, model)
     if recipe.task != "reconstruction":
         model.config.answers = recipe.task != "drawing"
     discriminator_start = find_discriminator(recipe, args)
@@ -163,7 +168,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
-            "recipe": resolved,
+            "recipe": dataclasses.asdict(settled),
             "seed": seed,
             "steps": trainer.state.global_step,
             "seconds": time.monotonic() - start,

@@ -35,9 +35,9 @@ from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .objective.adversary import Adversary, adaptive_weight
 from .objective.discriminator import PatchDiscriminator
 from .objective.losses import build_perceptual_loss, reconstruction_losses
+from .recipes import PARTS
 from .sharding import DeferredStep, check_sharding, keep_full_precision
 
-PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 ADAPTER_PART = "adapter"
 
 

@@ -163,7 +163,7 @@ def _check_fingerprint(source: str, record: dict[str, Any], section: ModelSectio
             "none; name that one as model.vision_tokenizer, or an ETT model with it as model.path."
         )
     require_model_folder(model, "ett" if section.path else "IBQModel")
-    side = section.image_size
+    side = section.of_new("image_size")
     image_processor = (
         ETTImageProcessor.from_pretrained(model)
         if section.path

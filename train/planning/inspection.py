@@ -15,6 +15,7 @@ from PIL import Image
 
 from processing_ett import ETTImageProcessor, ETTProcessor
 
+from ..consistency import check_recipe
 from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
 from ..data.collator import pack
 from ..files import replacing
@@ -75,6 +76,7 @@ def inspect_data(
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder '{output.parent}' to write '{output.name}' into.")
     recipe = load_recipe(name, overrides)
+    check_recipe(recipe)
     seed = recipe.training.get("seed", 0)
     examples = build_examples(recipe, seed)
     processor = build_processor(recipe, examples)
