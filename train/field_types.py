@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
 
 CHOICES: dict[str, Any] = {
     "model.visual_embedding": Literal["codebook", "index"] | None,
+    "data.fit": Literal["crop", "pad", "stretch"] | None,
     "training.lr_scheduler_type": SchedulerType,
     "training.discriminator_lr_scheduler_type": SchedulerType | None,
     "training.perceptual_network": Literal["vgg", "alex", "squeeze"],

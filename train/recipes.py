@@ -118,6 +118,9 @@ class DataSection:
         image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
             picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
         image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        fit: How images of another shape are fitted to the model's square, in training and ever after: `crop` cuts the
+            sides off, `pad` keeps the whole image between grey borders, `stretch` changes its shape. Null for what the
+            folder at `model.path` says, or `crop`. Codes (`ett tokenize`) keep the way in which they were made.
         filters: Steps by which rows are chosen, in their order, each a mapping of a `type` (`resolution`,
             `aspect_ratio`, `caption_length`, `near_duplicates` or `aesthetic`) and its fields.
         streaming: Read the data while training goes on, without an end and without a copy of them.
@@ -140,6 +143,7 @@ class DataSection:
     text_column: str = "text"
     messages_column: str = "messages"
     image_folder: str | None = None
+    fit: str | None = None
     filters: list[dict[str, Any]] = field(default_factory=list)
     streaming: bool = False
     shuffle_rows: int = 1000

@@ -50,7 +50,7 @@ from .models.adapters import (
     merge_adapter,
     save_adapter,
 )
-from .models.building import build_model, changes_codebook, check_visual_embedding, load_model
+from .models.building import build_model, changes_codebook, check_visual_embedding, load_model, set_fit
 from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
@@ -122,6 +122,7 @@ def _run(recipe: Recipe, title: str, output_dir: Path, lock: FolderLock, resume:
     set_seed(seed)
     model, processor = build_model(recipe, examples)
     settled = settled_recipe(recipe, model)
+    settled.data = dataclasses.replace(recipe.data, fit=set_fit(recipe, processor))
     if recipe.task != "reconstruction":
         model.config.answers = recipe.task != "drawing"
     discriminator_start = find_discriminator(recipe, args)

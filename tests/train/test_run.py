@@ -163,6 +163,15 @@ def test_the_record_has_the_models_values_where_the_recipe_says_nothing(stages, 
     assert record(stages["gen"])["recipe"]["model"]["visual_head"] is True
 
 
+def test_the_folder_and_the_record_say_how_images_were_fitted(stages, tmp_path):
+    fits = {"tokenizer": "crop", "semantic": "pad", "chat": "pad", "gen": "crop"}
+    for name, fit in fits.items():
+        processor = AutoProcessor.from_pretrained(stages[name]) if name != "tokenizer" else None
+        image_processor = processor.image_processor if processor else ETTImageProcessor.from_pretrained(stages[name])
+        assert image_processor.fit == fit
+        assert record(stages[name])["recipe"]["data"]["fit"] == fit
+
+
 # The discriminator
 
 

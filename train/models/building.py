@@ -14,6 +14,7 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 from ..data import Examples, Stream
+from ..data.codes import fit_of_codes, is_tokenized, read_tokenization
 from ..field_types import field_hints, typed
 from ..recipes import NEW_MODEL, ModelSection, Recipe, suggestion
 from .initialization import start_linear
@@ -51,6 +52,20 @@ def build_model(
     model = join(language_model, vision_tokenizer, processor, section)
     set_gradient_path(model, section)
     return model, processor
+
+
+def set_fit(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) -> str:
+    """Gives the image processor the way in which the recipe fits images to the model's square, or that of the recipe's
+    codes. Returns the way."""
+    image_processor = getattr(processor, "image_processor", processor)
+    data = recipe.data
+    sources = [entry.get("source") for entry in data.mixture.values()] if data.mixture else [data.source]
+    tokenized = [source for source in sources if source is not None and is_tokenized(source)]
+    if tokenized:
+        image_processor.fit = fit_of_codes(read_tokenization(tokenized[0]))
+    elif data.fit is not None:
+        image_processor.fit = data.fit
+    return image_processor.fit
 
 
 def _image_processor(section: ModelSection) -> ETTImageProcessor:
@@ -305,5 +320,6 @@ __all__ = [
     "check_visual_embedding",
     "join",
     "new_language_model",
+    "set_fit",
     "tokenizer_fields",
 ]

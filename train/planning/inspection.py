@@ -19,7 +19,7 @@ from ..consistency import check_recipe
 from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
 from ..data.collator import pack
 from ..files import replacing
-from ..models.building import build_processor
+from ..models.building import build_processor, set_fit
 from ..recipes import Recipe, load_recipe
 from ..run import build_collator, prepare_examples
 
@@ -80,6 +80,7 @@ def inspect_data(
     seed = recipe.training.get("seed", 0)
     examples = build_examples(recipe, seed)
     processor = build_processor(recipe, examples)
+    set_fit(recipe, processor)
     items, skipped, filters = take(prepare_examples(recipe, examples, processor, seed), count, seed)
     page = render(recipe, items, build_collator(recipe, processor)(items), processor, skipped, filters)
     with replacing(output) as temporary:
