@@ -380,3 +380,9 @@ def test_a_field_that_contradicts_the_model_is_an_error(tmp_path, override, mess
     with pytest.raises(ValueError) as caught:
         check_recipe(load_recipe("stage2_semantic", [f"model.path={tmp_path}", override]))
     assert message.format(folder=tmp_path) in str(caught.value)
+
+
+def test_every_recipe_names_its_limit_of_the_gradient_norm():
+    limits = {name: load_recipe(name).training["max_grad_norm"] for name in available_recipes()}
+    assert limits.pop("tokenizer") == 0
+    assert set(limits.values()) == {1.0}
