@@ -143,6 +143,10 @@ def tokenize(
         int | None,
         typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Of other shapes: crop, pad or stretch images.", show_default="as the model says"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
@@ -156,6 +160,10 @@ def tokenize(
     tokenizer, image_processor = room("ett.inference").load_tokenizer(model)
     if image_size is not None:
         image_processor.size = {"height": image_size, "width": image_size}
+    if fit is not None:
+        if fit not in ("crop", "pad", "stretch"):
+            raise ValueError(f"--fit is {fit!r}; expected crop, pad or stretch.")
+        image_processor.fit = fit
     report = room("train.data.tokenization").tokenize_data_set(
         dataset,
         output,

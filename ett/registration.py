@@ -10,6 +10,9 @@ lazily: from tables of names, and then from the module `transformers.models.<mod
 
 Whoever imports ETT's model directly sets off `register` as well, so the Auto classes know every ETT model that exists.
 Where the Auto classes are loaded already, and torch with them, there is nothing to wait for.
+
+diffusers has one `AutoModel`, which looks for the class of a `config.json` among the names of the package `diffusers`.
+ETT adds the name `IBQModel` there; the class is loaded when it is first used.
 """
 
 import sys
@@ -22,6 +25,7 @@ from .rooms import room
 _AUTO = "transformers.models.auto.configuration_auto"
 _TABLES = "transformers.models.auto.auto_mappings"
 _MODEL = "modeling_ett.modeling_ett"
+_DIFFUSERS = "diffusers"
 
 # One class serves both; transformers asks for torchvision first, and warns where there is none.
 _BACKENDS = ("torchvision", "pil")
@@ -59,6 +63,19 @@ def prepare():
     else:
         sys.meta_path.insert(0, _AfterImport(_TABLES, _add_names))
         sys.meta_path.insert(0, _AfterImport(_MODEL, lambda module: register()))
+    if _DIFFUSERS in sys.modules:
+        _add_to_diffusers(sys.modules[_DIFFUSERS])
+    else:
+        sys.meta_path.insert(0, _AfterImport(_DIFFUSERS, _add_to_diffusers))
+
+
+def _add_to_diffusers(module: ModuleType):
+    """Adds the name `IBQModel` to diffusers' table of lazily loaded classes."""
+    # While it is imported, diffusers puts a lazy module in its own place.
+    lazy = sys.modules[_DIFFUSERS]
+    if hasattr(lazy, "_class_to_module"):
+        lazy._class_to_module["IBQModel"] = "models.ett"
+        sys.modules["diffusers.models.ett"] = sys.modules[__name__]
 
 
 def _add_names(tables: ModuleType):
@@ -69,7 +86,7 @@ def _add_names(tables: ModuleType):
 
 
 def __getattr__(name: str):
-    if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor", "ETTForConditionalGeneration"):
+    if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor", "ETTForConditionalGeneration", "IBQModel"):
         register()
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -87,6 +104,7 @@ def register():
         ETTProcessor=processing.ETTProcessor,
         ETTImageProcessor=processing.ETTImageProcessor,
         ETTForConditionalGeneration=models.ETTForConditionalGeneration,
+        IBQModel=room("modeling_ett.modeling_ibq").IBQModel,
     )
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
     transformers.AutoModel.register(config, models.ETTModel, exist_ok=True)

@@ -1,5 +1,7 @@
 """How a model is measured: reconstruction, understanding, generation."""
 
+import ett  # noqa: F401 (registers ETT with the Auto classes)
+
 from .comparison import draw_comparison
 from .data_sets import Pictures, SceneImages, choose_size, describe, evaluate_data_set
 from .generation import evaluate_drawings

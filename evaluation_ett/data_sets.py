@@ -140,7 +140,11 @@ class SceneImages(Dataset):
 
 def to_size(image: Image.Image, image_processor: ETTImageProcessor, size: Size) -> torch.Tensor:
     """An image to pixels of shape `(3, height, width)` in `[-1, 1]`, resized and cropped as [`size_settings`] says."""
-    options = {"size": dict(zip(("height", "width"), size, strict=True)), "resample": Image.Resampling.BILINEAR}
+    options = {
+        "size": dict(zip(("height", "width"), size, strict=True)),
+        "resample": Image.Resampling.BILINEAR,
+        "fit": "crop",
+    }
     return image_processor([image], **options, return_tensors="pt")["pixel_values"][0]
 
 
@@ -149,6 +153,7 @@ def size_settings(size: Size) -> dict[str, Any]:
     return {
         "image_size": list(size),
         "resize": "bilinear, antialiased (Pillow), to just cover image_size (height, width)",
+        "fit": "crop",
         "crop": "centre, in one step with the resizing (Pillow's ImageOps.fit)",
     }
 

@@ -51,7 +51,8 @@ def evaluate_questions(
 
     Returns:
         `types`: {type: `accuracy` and `chance` in 0..1, `correct` and `count`}, for the types that were asked;
-        `mean` and `chance`, the unweighted means over these types; `scenes` and `seed`; `answers`, normalized, one a
+        `mean` and `chance`, the unweighted means over these types; `scenes`, `seed` and `fit` (how images
+        were fitted); `answers`, normalized, one a
         question; `examples`: of each type the first question answered rightly and the first answered wrongly, each
         with `index` (into `answers`), `type`, `question`, `truth`, `answer`, `correct` and `image` (PIL).
 
@@ -92,6 +93,7 @@ def evaluate_questions(
         "mean": sum(score["accuracy"] for score in types.values()) / len(types),
         "chance": sum(score["chance"] for score in types.values()) / len(types),
         "scenes": len(scenes),
+        "fit": processor.image_processor.fit,
         "seed": seed,
         "answers": answers,
         "examples": [example for example in shown if example is not None],
@@ -118,7 +120,8 @@ def evaluate_captions(
 
     Returns:
         `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
-        prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes` and `seed`;
+        prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes`, `seed` and
+        `fit` (how images were fitted);
         `accuracy`, the share of the described scenes whose caption names exactly what is there (None where none was
         described); `attributes`, as [`score_attributes`] gives them for these; `examples`, each with `caption`
         (greedy), `truth`, `correct` (whether it names exactly what is there) and `image` (PIL).
@@ -155,6 +158,7 @@ def evaluate_captions(
         "loss": loss / tokens,
         "tokens": tokens,
         "scenes": len(scenes),
+        "fit": processor.image_processor.fit,
         "seed": seed,
         "accuracy": sum(example["correct"] for example in described) / len(described) if described else None,
         "attributes": score_attributes([parse_caption(example["caption"]) for example in described], scenes),

@@ -135,7 +135,7 @@ class ImageGenerationMixin:
         image_embeds: torch.FloatTensor | None = None,
     ) -> Iterator[tuple[torch.LongTensor, torch.FloatTensor]]:
         """Draws pictures for prompts code by code, in raster order; who stops listening stops the drawing. The paper's
-        settings (section 4.3) are the defaults: every code, `top_p` 1.
+        `top_k` and `top_p` (section 4.3) are the defaults: every code, `top_p` 1. It names no guidance scale.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Prompts that end with the token

@@ -267,11 +267,46 @@ def height_and_width(size: Any) -> SizeDict:
     return SizeDict(height=int(sides[0]), width=int(sides[1]))
 
 
+FITS = ("crop", "pad", "stretch")
+"""Ways to bring an image to another shape."""
+
+PADDING_COLOUR = (128, 128, 128)
+"""RGB levels of the borders that `fit="pad"` adds: nearly 0 in `[-1, 1]`."""
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], fit: str, resample: int) -> Image.Image:
+    """
+    Brings an image to a size.
+
+    Args:
+        size (`(int, int)`): Width and height, in pixels.
+        fit (`str`): `crop` resizes the image to just cover the size and cuts the rest off around the centre; `pad`
+            resizes the whole image to just fit in and adds grey borders of equal width; `stretch` changes its shape.
+        resample (`int`): Pillow's resampling filter.
+
+    Raises:
+        ValueError: `fit` is none of these.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit is {fit!r}; expected one of {', '.join(FITS)}.")
+    if fit == "crop":
+        return ImageOps.fit(image, size, resample)
+    if fit == "stretch":
+        return image.resize(size, resample)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    # A side of a very thin image would round to 0.
+    inner = tuple(min(max(1, round(side * scale)), limit) for side, limit in zip(image.size, size, strict=True))
+    padded = Image.new("RGB", size, PADDING_COLOUR)
+    padded.paste(image.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return padded
+
+
 class ETTImageProcessorKwargs(TypedDict, total=False):
     """What can be set; the rest of transformers' options would only take the pixels out of `[-1, 1]` or of `size`."""
 
     size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict | None
     resample: int | None
+    fit: str | None
     max_image_pixels: int | None
     return_tensors: str | TensorType | None
 
@@ -280,12 +315,14 @@ class ETTImageProcessor(PilBackend):
     r"""
     Makes pictures of any size and mode into pixels of one size in `[-1, 1]`.
 
-    A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized to
-    just cover `size` and cropped around its centre to exactly `size`; and is rescaled to `[-1, 1]`.
+    A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized and
+    cropped, padded or stretched to exactly `size`, as `fit` says; and is rescaled to `[-1, 1]`.
 
     Args:
         size (`int`, `(int, int)` or `dict`, defaults to `{"height": 512, "width": 512}`): Height and width, in pixels.
         resample (`int`, defaults to bicubic): Pillow's resampling filter.
+        fit (`str`, defaults to `"crop"`): `crop`, `pad` or `stretch`; see [`fit_image`]. Cropping cuts the sides off
+            wide images, which an answer may depend on; padding keeps all of an image at a lower resolution.
         max_image_pixels (`int`, defaults to 89478485): Pictures with more pixels are refused before they are decoded.
 
     Called with one picture or a list, returns a `BatchFeature` with `pixel_values` of shape
@@ -293,12 +330,13 @@ class ETTImageProcessor(PilBackend):
 
     Raises:
         ImageError: A picture cannot be read, is empty or too large, or an array is not in 0..255 or 0..1.
-        ValueError: `size` is no height and width.
+        ValueError: `size` is no height and width, or `fit` is none of the three.
     """
 
     valid_kwargs = ETTImageProcessorKwargs
     size = {"height": 512, "width": 512}
     resample = PILImageResampling.BICUBIC
+    fit = "crop"
     max_image_pixels = MAX_IMAGE_PIXELS
     rescale_factor = None
 
@@ -327,9 +365,15 @@ class ETTImageProcessor(PilBackend):
         return load_image(image, max_image_pixels)
 
     def _preprocess(
-        self, images: list[Image.Image], size: SizeDict, resample: int, return_tensors: str | None = None, **kwargs
+        self,
+        images: list[Image.Image],
+        size: SizeDict,
+        resample: int,
+        fit: str = "crop",
+        return_tensors: str | None = None,
+        **kwargs,
     ) -> BatchFeature:
-        fitted = [ImageOps.fit(image, (size.width, size.height), resample) for image in images]
+        fitted = [fit_image(image, (size.width, size.height), fit, resample) for image in images]
         pixels = [np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1 for image in fitted]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
@@ -351,11 +395,13 @@ class ETTImageProcessor(PilBackend):
 
 
 __all__ = [
+    "FITS",
     "FORMATS",
     "MAX_IMAGE_PIXELS",
     "ETTImageProcessor",
     "ImageError",
     "find_same_name",
+    "fit_image",
     "height_and_width",
     "load_image",
     "read_image_size",

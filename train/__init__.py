@@ -4,6 +4,8 @@
 `checkpointing` keeps it, `monitoring` shows it, `planning` says it all beforehand.
 """
 
+import ett  # noqa: F401 (registers ETT with the Auto classes)
+
 from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import newest_checkpoint
 from .checkpointing.finite import NonFiniteLossError

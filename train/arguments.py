@@ -30,7 +30,7 @@ class ETTTrainingArguments(TrainingArguments):
         discriminator_start_step, discriminator_warmup_steps, discriminator_width, discriminator_layers, lecam_weight.
 
     Parameters that control the optimizer:
-        part_learning_rates, muon_rate_factor, ema_decay.
+        part_learning_rates, part_max_grad_norms, muon_rate_factor, ema_decay.
 
     Parameters that control what is shown of a model that learns:
         sample_steps, peak_flops.
@@ -48,7 +48,12 @@ class ETTTrainingArguments(TrainingArguments):
     )
 
     alpha: float = field(
-        default=0.25, metadata={"help": "Weight of the VQ loss beside the caption loss (equation 3)."}
+        default=0.25,
+        metadata={
+            "help": "Weight of the VQ loss beside the caption loss (equation 3). Equation 2 is a sum over a caption's "
+            "tokens; the caption loss here is a mean over the tokens of the global batch. With captions of T tokens, "
+            "an alpha beside the sum is alpha / T here."
+        },
     )
     caption_gradient_to_tokenizer: bool = field(
         default=True,
@@ -101,6 +106,13 @@ class ETTTrainingArguments(TrainingArguments):
 
     part_learning_rates: dict[str, float] | None = field(
         default=None, metadata={"help": "Learning rates of single parts, by the parts' names in the recipe."}
+    )
+    part_max_grad_norms: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Gradients of single parts are clipped to these norms, each part by itself, 0 for no limit; "
+            "max_grad_norm then holds for the other parts together."
+        },
     )
     muon_rate_factor: float | None = field(
         default=None,

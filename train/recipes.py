@@ -9,8 +9,20 @@ from typing import Any
 import yaml
 
 from .arguments import ETTTrainingArguments
+from .field_types import field_hints, typed
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
+"""Parts of a model that `train` may name."""
+
+NEW_MODEL = {"image_size": 512, "code_positions": False, "visual_head": False, "visual_embedding": "codebook"}
+"""What a new model has where the recipe says nothing."""
+
+PARTS_OF_A_NEW_MODEL = ("vision_tokenizer", "language_model", "code_positions", "visual_embedding")
+"""Fields of the model section that `model.path` on the command line takes the place of; of an ETT model `image_size`,
+too."""
 
 
 @dataclass
@@ -18,7 +30,8 @@ class ModelSection:
     """What training starts from: one folder, or parts.
 
     Args:
-        path: Folder or Hub name of a model that a former stage left (an ETT model, or an IBQ tokenizer).
+        path: Folder or Hub name of a model that a former stage left (an ETT model, or an IBQ tokenizer). Given as
+            an override, it takes the place of the parts that the recipe's file names.
         vision_tokenizer: For a new model: folder or name of an IBQ tokenizer, or a dict of [`IBQModel`] fields.
         language_model: For a new ETT model: folder or name of a causal language model with its text tokenizer, or a
             dict of configuration fields (`model_type` first among them) for a new small one with a vocabulary of the
@@ -33,30 +46,38 @@ class ModelSection:
             `discriminator.safetensors` of the folder `path` or `vision_tokenizer`, or a new one where the folder has
             none. `new` always starts a new one. Anything else is a file: of a finished folder, of a checkpoint, or of
             `ett convert-tokenizer --discriminator`.
-        image_size: Pixels along each side of the pictures.
-        code_positions: For a new ETT model: whether embeddings carry their codes' rows and columns (not in the paper).
-        visual_head: Whether the model draws.
+        image_size: Pixels along each side of the images; null for 512. That of an ETT model at `path` is fixed: null,
+            or the same number.
+        code_positions: For a new ETT model: whether embeddings carry their codes' rows and columns (not in the paper);
+            null for false, or as the model at `path` has it.
+        visual_head: Whether the model generates images; null for false, or as the model at `path` has it. A model at
+            `path` without a visual head gets a new one.
         visual_embedding: Of a new model: `codebook`, or `index` for the paper's baseline, which learns an embedding
-            for each code and has no projector.
+            for each code and has no projector; null for `codebook`, or as the model at `path` has it.
         logit_scale: Factor on the logits of the tokenizer's straight-through softmax; null keeps the tokenizer's own.
         straight_through_weight: Weight of a plain straight-through copy beside that softmax; null keeps the
             tokenizer's own.
     """
 
     path: str | None = None
-    vision_tokenizer: Any = None
-    language_model: Any = None
+    vision_tokenizer: str | dict[str, Any] | None = None
+    language_model: str | dict[str, Any] | None = None
     load_in_4bit: bool = False
     linear_start: bool = False
     codebook_size: int | None = None
     codebook_pictures: int = 10_000
     discriminator: str | None = None
-    image_size: int = 512
-    code_positions: bool = False
-    visual_head: bool = False
-    visual_embedding: str = "codebook"
+    image_size: int | None = None
+    code_positions: bool | None = None
+    visual_head: bool | None = None
+    visual_embedding: str | None = None
     logit_scale: float | None = None
     straight_through_weight: float | None = None
+
+    def of_new(self, name: str) -> Any:
+        """The field of this name for a new model, with its default where the recipe says nothing."""
+        value = getattr(self, name)
+        return NEW_MODEL[name] if value is None else value
 
     def __post_init__(self):
         # YAML reads 1e-2, which has no dot, as text.
@@ -97,6 +118,9 @@ class DataSection:
         image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
             picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
         image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        fit: How images of another shape are fitted to the model's square, in training and ever after: `crop` cuts the
+            sides off, `pad` keeps the whole image between grey borders, `stretch` changes its shape. Null for what the
+            folder at `model.path` says, or `crop`. Codes (`ett tokenize`) keep the way in which they were made.
         filters: Steps by which rows are chosen, in their order, each a mapping of a `type` (`resolution`,
             `aspect_ratio`, `caption_length`, `near_duplicates` or `aesthetic`) and its fields.
         streaming: Read the data while training goes on, without an end and without a copy of them.
@@ -119,6 +143,7 @@ class DataSection:
     text_column: str = "text"
     messages_column: str = "messages"
     image_folder: str | None = None
+    fit: str | None = None
     filters: list[dict[str, Any]] = field(default_factory=list)
     streaming: bool = False
     shuffle_rows: int = 1000
@@ -180,6 +205,9 @@ MIXTURE_FIELDS = (
 )
 """What an entry of `data.mixture` may say of its own."""
 
+SCENE_FIELDS = ("length", "ground", "questions_per_scene")
+"""Fields of the data section that concern the embedded scenes alone."""
+
 TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
 
 
@@ -194,10 +222,12 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         name: One of [`available_recipes`], or a YAML file.
         overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
             list goes by its number, counted from 0: `data.filters.0.min_side=256`. A `data.source` takes the place of
-            the recipe's mixture.
+            the recipe's mixture and, unless it is `scenes`, of the recipe's fields of scenes; a `model.path` takes the
+            place of the fields of a new model.
 
     Raises:
-        ValueError: Recipe or field is unknown (with a suggestion), or a value does not parse.
+        ValueError: Recipe or field is unknown (with a suggestion), a value does not parse, or has another type or
+            range than its field.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
@@ -208,6 +238,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"'{path}' is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"'{path}' holds a {type(values).__name__}; a recipe is a mapping of fields to values.")
+    given = {override.partition("=")[0] for override in overrides or []}
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator:
@@ -219,14 +250,29 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         _set(values, key, value)
         if key == "data.source" and value is not None:
             values["data"]["mixture"] = None
+            if value != "scenes":
+                _remove(values["data"], "data", SCENE_FIELDS, given)
+        if key == "model.path" and value is not None:
+            size = () if values.get("task") == "reconstruction" else ("image_size",)
+            _remove(values["model"], "model", (*PARTS_OF_A_NEW_MODEL, *size), given)
     recipe = _build(Recipe, values, "")
-    _check_mixture(recipe.data.mixture)
-    for key in recipe.training:
+    recipe.data.mixture = _typed_mixture(recipe.data.mixture)
+    hints = field_hints(ETTTrainingArguments)
+    for key, value in recipe.training.items():
         if key not in TRAINING_FIELDS:
             raise ValueError(f"The recipe has an unknown field 'training.{key}'.{suggestion(key, TRAINING_FIELDS)}")
-    # YAML reads 1e-4, which has no dot, as text.
-    recipe.training = {key: _number(value) for key, value in recipe.training.items()}
+        value = typed(f"training.{key}", value, hints[key])
+        # Options that transformers hands on are typed nowhere: what looks like a number is one.
+        recipe.training[key] = _number(value) if isinstance(value, dict) else value
     return recipe
+
+
+def _remove(section: dict[str, Any], prefix: str, names: Sequence[str], given: set[str]):
+    """Removes what the recipe's file says of fields that an override has taken the place of."""
+    for name in names:
+        path = f"{prefix}.{name}"
+        if not any(key == path or key.startswith(f"{path}.") for key in given):
+            section.pop(name, None)
 
 
 def _set(values: dict[str, Any], path: str, value: Any):
@@ -256,34 +302,48 @@ def _item(items: list[Any], number: str, path: str) -> int:
 
 def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     known = {item.name: item for item in fields(section_class)}
+    hints = field_hints(section_class)
     built = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(key, list(known))}")
+            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(str(key), list(known))}")
         default = known[key].default_factory
-        if isinstance(default, type) and is_dataclass(default):
+        if prefix == "" and default in (dict, ModelSection, DataSection, LoraSection):
+            # A section that a recipe leaves empty is null.
+            value = {} if value is None else value
             if not isinstance(value, dict):
-                raise ValueError(f"The recipe's '{prefix}{key}' is {value!r}; it is a section of fields.")
+                raise ValueError(f"The recipe's '{key}' is {value!r}; it is a section of fields.")
+        if isinstance(default, type) and is_dataclass(default):
             value = _build(default, value, f"{prefix}{key}.")
+        elif not (prefix == "data." and key == "mixture"):
+            value = typed(f"{prefix}{key}", value, hints[key])
         built[key] = value
     return section_class(**built)
 
 
-def _check_mixture(mixture: Any):
-    """Raises `ValueError` where it is no mapping of names to sections with known fields."""
+def _typed_mixture(mixture: Any) -> dict[str, dict[str, Any]] | None:
+    """The mixture with the values that its fields take.
+
+    Raises:
+        ValueError: It is no mapping of names to sections with known fields, or a value has another type.
+    """
     if mixture is None:
-        return
+        return None
     if not isinstance(mixture, dict) or not all(isinstance(entry, dict) for entry in mixture.values()):
         raise ValueError(
             f"The recipe's 'data.mixture' is {mixture!r}; it is a mapping of names to sections such as "
             "{source: FOLDER, weight: 2}."
         )
+    hints = field_hints(DataSection) | {"weight": float}
     for name, entry in mixture.items():
-        for key in entry:
+        for key, value in entry.items():
             if key not in MIXTURE_FIELDS:
                 raise ValueError(
                     f"The recipe has an unknown field 'data.mixture.{name}.{key}'.{suggestion(key, MIXTURE_FIELDS)}"
                 )
+            known_as = key if key == "weight" else f"data.{key}"
+            entry[key] = typed(f"data.mixture.{name}.{key}", value, hints[key], known_as)
+    return mixture
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
 from .checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
 from .checkpointing.interruption import TrainingInterrupted
+from .consistency import check_recipe, settled_recipe
 from .data import (
     ETTCollator,
     Examples,
@@ -50,7 +51,7 @@ from .models.adapters import (
     merge_adapter,
     save_adapter,
 )
-from .models.building import build_model, changes_codebook, check_visual_embedding, load_model
+from .models.building import build_model, changes_codebook, check_visual_embedding, load_model, set_fit
 from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
@@ -94,9 +95,12 @@ def run_recipe(
         ValueError: The recipe, the data or the folder cannot be used.
         CheckpointError: A checkpoint or the model could not be written.
         NonFiniteLossError: A loss, a gradient or a weight is NaN or infinite.
-        TrainingInterrupted: SIGTERM or SIGUSR1 came; a checkpoint was written, from which the same call goes on.
+        TrainingInterrupted: SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) came; a checkpoint was written, from which the same
+            call goes on.
+        KeyboardInterrupt: Ctrl-C came a second time, or before the first step.
     """
     recipe = load_recipe(name, overrides)
+    check_recipe(recipe)
     check_adapter(recipe)
     check_quantization(recipe)
     output_dir = Path(output_dir or f"ett-{Path(name).stem}")
@@ -130,6 +134,8 @@ def _run(
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
+    settled = settled_recipe(recipe, model)
+    settled.data = dataclasses.replace(recipe.data, fit=set_fit(recipe, processor))
     if recipe.task != "reconstruction":
         model.config.answers = recipe.task != "drawing"
     discriminator_start = find_discriminator(recipe, args)
@@ -178,7 +184,7 @@ def _run(
     if trainer.args.should_save:
         record = {
             "kind": KINDS.get(recipe.task, "chat"),
-            "recipe": resolved,
+            "recipe": dataclasses.asdict(settled),
             "seed": seed,
             "steps": trainer.state.global_step,
             "seconds": time.monotonic() - start,

@@ -76,6 +76,10 @@ def _check_deepspeed(args: ETTTrainingArguments):
         raise ValueError(
             "DeepSpeed takes every backward pass for a step's; set training.adaptive_adversarial_weight=false."
         )
+    if args.part_max_grad_norms:
+        raise ValueError(
+            "DeepSpeed clips all gradients together; set training.part_max_grad_norms=null, or use training.fsdp=true."
+        )
     if args.fp16:
         raise ValueError(
             "DeepSpeed scales losses of float16 only where it rounds all weights, the tokenizer's too; set "

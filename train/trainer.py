@@ -35,9 +35,9 @@ from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .objective.adversary import Adversary, adaptive_weight
 from .objective.discriminator import PatchDiscriminator
 from .objective.losses import build_perceptual_loss, reconstruction_losses
+from .recipes import PARTS
 from .sharding import DeferredStep, check_sharding, keep_full_precision
 
-PARTS = ("vision_tokenizer", "index_embedding", "projector", "language_model", "visual_head")
 ADAPTER_PART = "adapter"
 
 
@@ -117,6 +117,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             self.adversary = Adversary(discriminator, args)
         self._shown: tuple[torch.Tensor, torch.Tensor] | None = None
         self._warned_of_closed_path = False
+        self._norms_before_clipping: dict[str, torch.Tensor] = {}
         self.average = None
         if args.ema_decay is not None:
             self.average = MovingAverage(args.ema_decay)
@@ -144,10 +145,9 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             model = self.model if model is None else model
             rates = self.args.part_learning_rates or {}
             parts = model_parts(self.accelerator.unwrap_model(model))
-            if unknown := sorted(set(rates) - set(parts)):
-                raise ValueError(
-                    f"part_learning_rates names {', '.join(unknown)}; this model's parts are {', '.join(parts)}."
-                )
+            for name in ("part_learning_rates", "part_max_grad_norms"):
+                if unknown := sorted(set(getattr(self.args, name) or {}) - set(parts)):
+                    raise ValueError(f"{name} names {', '.join(unknown)}; this model's parts are {', '.join(parts)}.")
             groups = [
                 {"params": trained, "lr": rates.get(part, self.args.learning_rate), "part": part}
                 for part, parameters in parts.items()
@@ -325,10 +325,35 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             recorded.update(self.throughput.take())
         super().log({**logs, **recorded}, start_time)
 
+    def _clip_grad_norm(self, model: nn.Module):
+        """Clips the gradients of the parts in `part_max_grad_norms` each to its own norm, and those of the others
+        together to `max_grad_norm`. Returns the norm of all before clipping."""
+        limits = self.args.part_max_grad_norms
+        if not limits:
+            return super()._clip_grad_norm(model)
+        # Undoes the scale of float16, which the limits are not meant for.
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), math.inf)
+        parts = self.parts()
+        self._norms_before_clipping = {
+            part: own for part, parameters in parts.items() if (own := gradient_norm(parameters)) is not None
+        }
+        others = [parameter for part in parts if part not in limits for parameter in parts[part]]
+        groups = [*((parts[part], limit) for part, limit in limits.items()), (others, self.args.max_grad_norm)]
+        for parameters, limit in groups:
+            if limit:
+                nn.utils.clip_grad_norm_(parameters, limit)
+        return norm
+
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         """Beside the norm of all gradients, records those of the parts, before clipping."""
+        has_limits = bool(self.args.part_max_grad_norms)
+        if has_limits and grad_norm is None:
+            # Transformers clips only where max_grad_norm is above 0.
+            grad_norm = self._clip_grad_norm(model)
         norm = super()._get_grad_norm(model, grad_norm)
-        if norm is not None and self._logs_this_step() and not self.is_deepspeed_enabled:
+        if norm is not None and has_limits and self._logs_this_step():
+            self._record_gradient_norms(self._norms_before_clipping)
+        elif norm is not None and self._logs_this_step() and not self.is_deepspeed_enabled:
             limit = self.args.max_grad_norm
             clipped = min(1.0, limit / (float(norm) + 1e-6)) if limit else 1.0
             norms = {part: gradient_norm(parameters) for part, parameters in model_parts(self.model).items()}

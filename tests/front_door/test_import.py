@@ -78,6 +78,50 @@ print(type(AutoModelForImageTextToText.from_config(ETTConfig.from_pretrained("et
     assert run_python(code, models) == "ETTForConditionalGeneration"
 
 
+ROOMS = ("modeling_ett", "processing_ett", "train", "hub_cards", "evaluation_ett", "miniature_ett")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"import {room}" for room in ROOMS),
+        *(f"from transformers import AutoProcessor; import {room}" for room in ROOMS[:2]),
+        "from modeling_ett.modeling_ibq import IBQModel",
+    ],
+)
+def test_importing_one_room_registers_ett(models, line):
+    code = f"""
+{line}
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, pipeline
+print(type(AutoProcessor.from_pretrained("ett-chat")).__name__)
+print(type(AutoImageProcessor.from_pretrained("ett-tokenizer")).__name__)
+print(type(AutoModelForImageTextToText.from_pretrained("ett-gen")).__name__)
+print(type(pipeline("image-to-text", model="ett-chat")).__name__)"""
+    assert run_python(code, models).split() == [
+        "ETTProcessor",
+        "ETTImageProcessor",
+        "ETTForConditionalGeneration",
+        "ETTImageToTextPipeline",
+    ]
+
+
+@pytest.mark.parametrize("line", ["", "from train import run_recipe"])
+def test_a_processor_loads_without_import_ett(models, line):
+    call = "print(type(ETTProcessor.from_pretrained('ett-chat').image_processor).__name__)"
+    code = f"{line}\nfrom processing_ett import ETTProcessor\n{call}"
+    assert run_python(code, models) == "ETTImageProcessor"
+
+
+@pytest.mark.parametrize("line", ["import ett, diffusers", "import diffusers, ett"])
+def test_the_auto_model_of_diffusers_finds_the_tokenizer(models, line):
+    code = f"""
+{line}
+print(type(diffusers.AutoModel.from_pretrained("ett-tokenizer")).__name__)
+from modeling_ett.modeling_ibq import IBQModel
+print(diffusers.IBQModel is IBQModel)"""
+    assert run_python(code, models).split() == ["IBQModel", "True"]
+
+
 def test_the_literal_pipeline_call_captions_a_picture(models, picture):
     code = f"""
 import ett

@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import json
 import re
 import struct
 import threading
@@ -566,3 +567,60 @@ def test_a_url_that_sends_byte_after_byte(serve, monkeypatch):
     with pytest.raises(ImageError, match=refusal(url, "it takes longer than 0.3 seconds")):
         load_image(url)
     assert time.monotonic() - start < 5
+
+
+# Other shapes
+
+
+@pytest.fixture
+def wide():
+    """An image of 64 x 16 pixels (width x height), red at its left end, blue at its right end and green between."""
+    image = Image.new("RGB", (64, 16), (0, 255, 0))
+    image.paste((255, 0, 0), (0, 0, 16, 16))
+    image.paste((0, 0, 255), (48, 0, 64, 16))
+    return image
+
+
+def levels(image, **options):
+    pixels = ETTImageProcessor(size=16)(image, return_tensors="pt", **options)["pixel_values"][0]
+    return ((pixels + 1) * 127.5).round().int()
+
+
+def test_cropping_cuts_the_sides_off_and_is_the_default(wide):
+    assert torch.equal(levels(wide), levels(wide, fit="crop"))
+    assert levels(wide, fit="crop").flatten(1).unique(dim=1).flatten().tolist() == [0, 255, 0]
+
+
+def test_padding_keeps_the_whole_image_between_borders(wide):
+    padded = levels(wide, fit="pad")
+    assert torch.equal(padded[:, :6], torch.full((3, 6, 16), 128)) and torch.equal(padded[:, 10:], padded[:, :6])
+    assert padded[:, 8, 1].tolist() == [255, 0, 0] and padded[:, 8, 14].tolist() == [0, 0, 255]
+    upright = levels(wide.rotate(90, expand=True), fit="pad")
+    assert upright[:, 1, 8].tolist() == [0, 0, 255] and upright[:, 8, 1].tolist() == [128] * 3
+
+
+def test_stretching_keeps_the_whole_image_in_another_shape(wide):
+    stretched = levels(wide, fit="stretch")
+    assert stretched[:, 8, 1].tolist() == [255, 0, 0] and stretched[:, 0, 14].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_square_and_a_thin_image_are_of_the_size(fit):
+    square = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert torch.equal(levels(square, fit=fit), levels(square))
+    assert levels(Image.new("RGB", (4000, 1)), fit=fit).shape == (3, 16, 16)
+
+
+def test_the_way_is_saved_and_folders_without_it_crop(tmp_path):
+    ETTImageProcessor(size=16, fit="pad").save_pretrained(tmp_path)
+    assert ETTImageProcessor.from_pretrained(tmp_path).fit == "pad"
+    path = tmp_path / "preprocessor_config.json"
+    content = json.loads(path.read_text())
+    assert content.pop("fit") == "pad"
+    path.write_text(json.dumps(content))
+    assert ETTImageProcessor.from_pretrained(tmp_path).fit == "crop"
+
+
+def test_an_unknown_way_is_an_error():
+    with pytest.raises(ValueError, match="fit is 'squash'; expected one of crop, pad, stretch"):
+        levels(Image.new("RGB", (16, 16)), fit="squash")

@@ -5,7 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from peft import PeftModel
+from peft import LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
@@ -13,7 +13,7 @@ import ett  # noqa: F401 - makes the Auto classes know ETT
 from ett.cli import app
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from train import ETTCollator, run_recipe, train_only
-from train.models.adapters import add_adapter, merge_adapter, save_adapter
+from train.models.adapters import add_adapter, merge_adapter, merge_folder, save_adapter
 from train.recipes import LoraSection
 
 from .test_run import TINY
@@ -199,6 +199,41 @@ def test_merged_afterwards_it_is_the_model_that_training_merges(runs, base, tmp_
     assert result.exit_code == 0, result.output
     torch.testing.assert_close(weights(tmp_path / "out"), weights(runs["merged"]), rtol=0, atol=1e-6)
     assert AutoProcessor.from_pretrained(tmp_path / "out").image_processor.size["width"] == 16
+
+
+ADAPTERS_OF_PEFT = {
+    "a list of targets": LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"]),
+    "rsLoRA": LoraConfig(r=4, lora_alpha=32, use_rslora=True, target_modules=["q_proj"]),
+    "alpha_pattern": LoraConfig(r=4, lora_alpha=8, alpha_pattern={"v_proj": 64}, target_modules=["q_proj", "v_proj"]),
+    "rank_pattern": LoraConfig(r=4, rank_pattern={"v_proj": 2}, target_modules=["q_proj", "v_proj"]),
+    "DoRA": LoraConfig(r=4, lora_alpha=32, use_dora=True, target_modules=["q_proj", "up_proj"]),
+    "a pattern": LoraConfig(r=4, target_modules=r"model\.language_model\..*q_proj"),
+    "whole modules": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["projector", "lm_head"]),
+    "a task": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    "LoHa": LoHaConfig(r=4, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS_OF_PEFT)
+def test_adapters_of_peft_are_merged_as_peft_merges_them(base, tmp_path, name):
+    start = ETTForConditionalGeneration.from_pretrained(base)
+    shaken(get_peft_model(start, ADAPTERS_OF_PEFT[name])).save_pretrained(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(ETTForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
+    merge_folder(str(base), tmp_path / "adapter", tmp_path / "out")
+    found = ETTForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    torch.testing.assert_close(found, model.merge_and_unload().state_dict(), rtol=0, atol=0)
+    before = ETTForConditionalGeneration.from_pretrained(base)
+    assert any("q_proj" in changed_name for changed_name in changed(found, before))
+
+
+def test_an_adapter_that_adds_no_weights_is_not_merged(base, tmp_path):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, token_dim=32, num_layers=2)
+    config.save_pretrained(tmp_path / "adapter")
+    safetensors.torch.save_file(
+        {"prompt_embeddings": torch.zeros(2, 32)}, tmp_path / "adapter/adapter_model.safetensors"
+    )
+    told = merge_error(base, tmp_path / "adapter", tmp_path / "out")
+    assert "is of type PROMPT_TUNING, which adds no weights that can be merged" in told
 
 
 def merge_error(*folders):

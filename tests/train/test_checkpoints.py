@@ -15,7 +15,7 @@ from train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
 from train.models.adapters import add_adapter
 from train.recipes import LoraSection
 
-from .trainers import changed, make_trainer, timeless
+from .trainers import changed, make_trainer, snapshot, timeless
 
 
 def joint_trainer(make_model, args, items):
@@ -181,3 +181,45 @@ def test_a_list_of_files_names_all_others_with_their_sizes(run_folder):
 def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "missing") is None
+
+
+# The best checkpoint
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "model", "adapter"])
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_the_best_weights_and_their_average_come_back_at_the_end(
+    make_vision_tokenizer, make_model, arguments, make_items, tmp_path, kind, decay, caplog
+):
+    model = make_vision_tokenizer() if kind == "tokenizer" else make_model()
+    if kind == "adapter":
+        add_adapter(model, LoraSection(rank=4))
+    if kind != "tokenizer":
+        train_only(model, ["projector", "language_model"])
+    args = arguments(
+        max_steps=3,
+        ema_decay=decay,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+    )
+    trainer = make_trainer(model, args, make_items(8), eval_dataset=make_items(2))
+    losses, seen = {1: 162.9, 2: 79.9, 3: 214.4}, {}
+
+    def evaluate(**kwargs):
+        step = trainer.state.global_step
+        average = None if decay is None else {name: value.clone() for name, value in trainer.average.weights.items()}
+        seen[step] = snapshot(trainer.model), average
+        return {"eval_loss": losses[step]}
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")
+    weights, average = seen[2]
+    assert changed(weights, trainer.model) == set()
+    assert changed(seen[3][0], trainer.model)
+    if decay is not None:
+        torch.testing.assert_close(trainer.average.weights, average, rtol=0, atol=0)
+    assert "Could not locate the best model" not in caplog.text

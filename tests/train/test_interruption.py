@@ -29,7 +29,7 @@ class Signal(TrainerCallback):
             subprocess.run(["kill", f"-{int(self.number)}", *map(str, self.processes())], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_at_a_signal_the_step_is_finished_and_saved(make_vision_tokenizer, arguments, make_items, tmp_path, number):
     args = arguments(max_steps=4, gradient_accumulation_steps=2)
     trainer = make_trainer(make_vision_tokenizer(), args, make_items(16), callbacks=[Signal(number)])
@@ -42,33 +42,52 @@ def test_at_a_signal_the_step_is_finished_and_saved(make_vision_tokenizer, argum
     assert signal.getsignal(number) is former
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, caplog):
+def test_a_second_ctrl_c_stops_at_once(make_vision_tokenizer, arguments, make_items, tmp_path, capfd):
+    class Twice(Signal):
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    args = arguments(max_steps=4, gradient_accumulation_steps=2)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(16), callbacks=[Twice(signal.SIGINT)])
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 1 and newest_checkpoint(tmp_path / "run") is None
+    assert "Press Ctrl-C again to stop at once." in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, caplog, number):
     overrides = [*TOKENIZER, "training.max_steps=4"]
     whole = run_recipe("demo_tokenizer", overrides, tmp_path / "whole")
     start = ETTTrainer.__init__
 
     def interrupted(self, *args, **kwargs):
         start(self, *args, **kwargs)
-        self.add_callback(Signal(signal.SIGTERM))
+        self.add_callback(Signal(number))
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="train.run"):
         patch.setattr(ETTTrainer, "__init__", interrupted)
         with pytest.raises(TrainingInterrupted) as caught:
             run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
-    assert caught.value.code == 128 + signal.SIGTERM == 143
-    assert "SIGTERM: training stopped after step 2 with a checkpoint. Run the same command again" in caplog.text
+    assert caught.value.code == 128 + number
+    assert (
+        f"{signal.Signals(number).name}: training stopped after step 2 with a checkpoint. Run the same command again"
+        in caplog.text
+    )
     assert not (tmp_path / "resumed" / "training.json").exists()
 
     resumed = run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
     assert changed(IBQModel.from_pretrained(whole).state_dict(), IBQModel.from_pretrained(resumed)) == set()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_that_hear_the_signal_too_go_on_until_the_step_is_saved(
-    make_vision_tokenizer, arguments, make_items, tmp_path
+    make_vision_tokenizer, arguments, make_items, tmp_path, number
 ):
-    everyone = Signal(
-        signal.SIGTERM, lambda: [child.pid for child in multiprocessing.active_children()] + [os.getpid()]
-    )
+    everyone = Signal(number, lambda: [child.pid for child in multiprocessing.active_children()] + [os.getpid()])
     args = arguments(max_steps=8, dataloader_num_workers=2, gradient_accumulation_steps=2)
     trainer = make_trainer(make_vision_tokenizer(), args, make_items(32), callbacks=[everyone])
     trainer.train()

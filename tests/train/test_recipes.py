@@ -4,8 +4,9 @@ import pytest
 
 from train import ETTTrainingArguments, available_recipes, load_recipe
 from train.arguments import accumulation_steps
+from train.consistency import check_recipe
 from train.data import TASKS
-from train.trainer import PARTS
+from train.recipes import PARTS, TRAINING_FIELDS
 
 
 @pytest.mark.parametrize("name", available_recipes())
@@ -233,3 +234,155 @@ def test_a_global_batch_that_the_devices_do_not_divide_is_an_error(arguments):
 def test_a_global_batch_beside_another_accumulation_is_an_error(arguments):
     with pytest.raises(ValueError, match="gradient_accumulation_steps is 3, but 2 follows from global_batch_size=4"):
         arguments(global_batch_size=4, gradient_accumulation_steps=3)
+
+
+# Types and ranges
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=abc", "training.max_steps is 'abc'; expected a whole number above 0, or -1 for none."),
+        ("training.max_steps=1.5", "training.max_steps is 1.5; expected a whole number above 0, or -1 for none."),
+        ("training.learning_rate=abc", "training.learning_rate is 'abc'; expected 0 or a number above 0."),
+        ("training.learning_rate=.nan", "training.learning_rate is nan; expected 0 or a number above 0."),
+        ("training.bf16=1", "training.bf16 is 1; expected true or false."),
+        (
+            "training.per_device_train_batch_size=0",
+            "training.per_device_train_batch_size is 0; expected a whole number above 0.",
+        ),
+        ("training.part_learning_rates={projector: x}", "expected a mapping of names to numbers, 0 or above 0"),
+        (
+            "training.save_strategy=sometimes",
+            "training.save_strategy is 'sometimes'; expected one of no, steps, epoch",
+        ),
+        ("training.lr_scheduler_type=cosin", "training.lr_scheduler_type is 'cosin'; expected one of linear, cosine"),
+        ("data.source=[1]", "data.source is [1]; expected text, or null."),
+        ("data.length=0", "data.length is 0; expected a whole number above 0."),
+        ("data.prompt_dropout=2", "data.prompt_dropout is 2; expected a number from 0 to 1."),
+        ("data.in_memory=maybe", "data.in_memory is 'maybe'; expected true or false."),
+        ("data.mixture={a: {source: [1]}}", "data.mixture.a.source is [1]; expected text, or null."),
+        ("data.mixture={a: {weight: 0}}", "data.mixture.a.weight is 0; expected a number above 0."),
+        ("model.image_size=big", "model.image_size is 'big'; expected a whole number above 0, or null."),
+        ("model.visual_embedding=idx", "model.visual_embedding is 'idx'; expected one of codebook, index, or null."),
+        ("lora.rank=1.5", "lora.rank is 1.5; expected a whole number, or null."),
+        ("lora.target_modules=q_proj", "lora.target_modules is 'q_proj'; expected a list of texts, or null."),
+        ("train=projector", "train is 'projector'; expected a list of texts."),
+        ("lora=3", "The recipe's 'lora' is 3; it is a section of fields."),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_one_sentence(override, message):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("stage2_semantic", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_of_training_refuses_a_value_of_no_type(recipe_file):
+    for name in TRAINING_FIELDS:
+        if name not in ("parallelism_config",):
+            with pytest.raises(ValueError, match=rf"training\.{name} is "):
+                load_recipe(recipe_file(f"training: {{{name}: [[1]]}}"))
+
+
+def test_what_yaml_makes_of_words_and_numbers_is_what_was_written(recipe_file):
+    strategies = "save_strategy: no\n  eval_strategy: no\n  logging_strategy: no"
+    recipe = load_recipe(
+        recipe_file(f"training:\n  {strategies}\n  run_name: '42'\n  max_steps: 1e3\n  report_to: no")
+    )
+    assert recipe.training == {
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+        "run_name": "42",
+        "max_steps": 1000,
+        "report_to": "none",
+    }
+    ETTTrainingArguments(output_dir="unused", use_cpu=True, **recipe.training)
+    assert load_recipe(recipe_file("training: {run_name: 42}")).training["run_name"] == "42"
+
+
+def test_an_empty_section_is_one_of_defaults(recipe_file):
+    assert load_recipe(recipe_file("training:\nlora:\nmodel:")) == load_recipe(recipe_file(""))
+
+
+# Fields without an effect
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_every_field_of_the_packages_recipes_has_an_effect(name, caplog):
+    check_recipe(load_recipe(name))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("stage2_semantic", "training.label_smoothing_factor=0.1", "training.label_smoothing_factor has no effect"),
+        (
+            "stage2_semantic",
+            "training.eval_strategy=steps",
+            "training.eval_strategy has no effect here: a recipe has no",
+        ),
+        ("stage2_semantic", "training.load_best_model_at_end=true", "training.load_best_model_at_end has no effect"),
+        ("stage2_semantic", "training.output_dir=x", "training.output_dir has no effect here: the folder is given as"),
+        (
+            "stage2_semantic",
+            "training.push_to_hub=true",
+            "training.push_to_hub has no effect here: publish the finished",
+        ),
+        ("stage2_semantic", "training.part_learning_rates={visual_head: 1}", "part_learning_rates.visual_head has no"),
+        ("stage2_semantic", "training.report_to=nothing", "training.report_to names the unknown tool 'nothing'"),
+        ("stage2_semantic", "train=[projecter]", "unknown part 'projecter'. Did you mean 'projector'?"),
+        ("stage3_chat", "training.alpha=0.5", "training.alpha has no effect here: the vision tokenizer is frozen"),
+        ("tokenizer", "training.alpha=0.5", "training.alpha has no effect here: a tokenizer alone"),
+        ("tokenizer", "model.visual_head=true", "model.visual_head has no effect here: a tokenizer alone"),
+        ("tokenizer", "data.packing=true", "data.packing has no effect here: images alone"),
+        ("stage2_semantic", "data.prompt_dropout=0.1", "data.prompt_dropout has no effect here: task caption"),
+        ("stage2_semantic", "data.independent_turns=true", "data.independent_turns has no effect here: task caption"),
+        ("stage2_semantic", "data.shuffle_rows=5", "data.shuffle_rows has no effect here: only streamed data"),
+        ("stage2_semantic", "model.linear_start=true", "model.linear_start has no effect here: only the tokenizer's"),
+        ("stage2_semantic", "model.codebook_pictures=5", "model.codebook_pictures has no effect here: the codebook"),
+        ("stage2_semantic", "model.vision_tokenizer=other", "model.vision_tokenizer has no effect here: the model"),
+        ("stage2_semantic", "model.language_model=other", "model.language_model has no effect here: the model"),
+    ],
+)
+def test_a_field_without_an_effect_is_an_error_that_names_it(name, override, message):
+    with pytest.raises(ValueError) as caught:
+        check_recipe(load_recipe(name, [override]))
+    assert message in str(caught.value)
+
+
+def test_a_tool_for_curves_that_is_not_installed_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("train.consistency.get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed: pip install wandb, or"):
+        check_recipe(load_recipe("stage2_semantic", ["training.report_to=wandb"]))
+
+
+def test_a_model_path_takes_the_place_of_the_parts_that_a_recipe_names():
+    model = load_recipe("stage1_alignment", ["model.path=mine"]).model
+    assert (model.vision_tokenizer, model.language_model, model.image_size) == (None, None, None)
+    assert load_recipe("tokenizer", ["model.path=mine"]).model.image_size == 256
+    assert load_recipe("stage3_gen", ["model.path=mine"]).model.visual_head is True
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.image_size=32", "model.image_size is 32, but the model '{folder}' has 16; remove the former."),
+        ("model.code_positions=true", "model.code_positions is true, but the model '{folder}' has false"),
+        ("model.visual_head=false", "model.visual_head is false, but the model '{folder}' has true"),
+        ("model.visual_embedding=index", "model.visual_embedding is 'index', but the model '{folder}' has 'codebook'"),
+    ],
+)
+def test_a_field_that_contradicts_the_model_is_an_error(tmp_path, override, message):
+    (tmp_path / "config.json").write_text('{"model_type": "ett", "image_size": 16, "visual_head": true}')
+    with pytest.raises(ValueError) as caught:
+        check_recipe(load_recipe("stage2_semantic", [f"model.path={tmp_path}", override]))
+    assert message.format(folder=tmp_path) in str(caught.value)
+
+
+def test_every_recipe_names_its_limit_of_the_gradient_norm():
+    limits = {name: load_recipe(name).training["max_grad_norm"] for name in available_recipes()}
+    assert limits.pop("tokenizer") == 0
+    assert set(limits.values()) == {1.0}

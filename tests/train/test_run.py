@@ -155,6 +155,23 @@ def test_the_record_tells_how_a_folder_was_made(stages):
     assert set(told["versions"]) >= {"python", "torch", "transformers", "diffusers"}
 
 
+def test_the_record_has_the_models_values_where_the_recipe_says_nothing(stages, tmp_path):
+    changes = [change for change in TINY if not change.startswith("model.image_size")]
+    folder = run_recipe("demo_alignment", [*changes, f"model.path={stages['language']}"], tmp_path / "alignment")
+    model = record(folder)["recipe"]["model"]
+    assert (model["image_size"], model["code_positions"], model["visual_head"]) == (16, True, False)
+    assert record(stages["gen"])["recipe"]["model"]["visual_head"] is True
+
+
+def test_the_folder_and_the_record_say_how_images_were_fitted(stages, tmp_path):
+    fits = {"tokenizer": "crop", "semantic": "pad", "chat": "pad", "gen": "crop"}
+    for name, fit in fits.items():
+        processor = AutoProcessor.from_pretrained(stages[name]) if name != "tokenizer" else None
+        image_processor = processor.image_processor if processor else ETTImageProcessor.from_pretrained(stages[name])
+        assert image_processor.fit == fit
+        assert record(stages[name])["recipe"]["data"]["fit"] == fit
+
+
 # The discriminator
 
 

@@ -425,3 +425,48 @@ def test_gradient_checkpointing_changes_no_update_of_a_tokenizer(make_vision_tok
         assert trainer.model.is_gradient_checkpointing == gradient_checkpointing
         trained.append(trainer.model.state_dict())
     torch.testing.assert_close(*trained, rtol=0, atol=1e-7)
+
+
+# Limits of gradient norms
+
+
+def clipped_gradients(model, args, items):
+    """Gradients as the optimizer has them: plain gradient descent of rate 1 subtracts them."""
+    train_only(model, ["vision_tokenizer", "projector", "language_model"])
+    before = snapshot(model)
+    trainer = make_trainer(model, args, items)
+    trainer.train()
+    steps = {name: before[name] - value for name, value in model.state_dict().items()}
+    norms = {}
+    for part in ("vision_tokenizer", "projector", "language_model"):
+        of_part = [
+            step for name, step in steps.items() if part in name or (part, name[:7]) == ("language_model", "lm_head")
+        ]
+        norms[part] = torch.linalg.vector_norm(
+            torch.stack([step.norm() for step in of_part if step.is_floating_point()])
+        )
+    logged = next(entry for entry in trainer.state.log_history if "grad_norm/projector" in entry)
+    return {part: norm.item() for part, norm in norms.items()}, logged
+
+
+@pytest.mark.parametrize("joint", [0.0, 1e-2])
+def test_gradients_of_parts_are_clipped_each_to_its_own_norm(make_model, arguments, make_items, joint):
+    def norms(**changes):
+        return clipped_gradients(make_model(), one_step(arguments, 2, 1, **changes), make_items(2))
+
+    free, logged = norms()
+    assert min(free.values()) > 2e-3
+    limits = {"vision_tokenizer": 1e-3, "projector": 0.0}
+    clipped, logged_clipped = norms(max_grad_norm=joint, part_max_grad_norms=limits)
+    assert clipped["vision_tokenizer"] == pytest.approx(1e-3, rel=1e-2)
+    assert clipped["projector"] == pytest.approx(free["projector"], rel=1e-3)
+    expected = min(free["language_model"], joint) if joint else free["language_model"]
+    assert clipped["language_model"] == pytest.approx(expected, rel=1e-2)
+    for part in free:
+        assert logged_clipped[f"grad_norm/{part}"] == pytest.approx(logged[f"grad_norm/{part}"], rel=1e-3)
+
+
+def test_a_limit_for_an_unknown_part_is_an_error(make_model, arguments, make_items):
+    args = arguments(part_max_grad_norms={"projecter": 1.0})
+    with pytest.raises(ValueError, match="part_max_grad_norms names projecter; this model's parts are"):
+        make_trainer(make_model(), args, make_items(2)).train()

@@ -224,6 +224,20 @@ class CheckpointingTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_best_model(self):
+        """Loads the weights of the best checkpoint, their moving average and their discriminator. Transformers looks
+        for files that tokenizers and adapters do not have, and knows of no average."""
+        best = self.state.best_model_checkpoint
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not is_sharded and (has_adapter(self.model) or isinstance(self.model, ModelMixin)):
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
+        if self.average is not None:
+            self.average.load(best)
+        if self.adversary is not None:
+            self.adversary.load_weights(best)
+
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.args.should_save:
             # What an interrupted save left.

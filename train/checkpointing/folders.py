@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..recipes import Recipe, load_recipe
+from ..recipes import NEW_MODEL, Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,24 @@ def _is_unused(folder: Path) -> bool:
 def differing_fields(started: Recipe, wanted: Recipe) -> list[str]:
     """Fields in which two recipes differ, as `training.learning_rate: 0.0001 -> 0.0002`, less those that leave the
     result the same ([`FREE_FIELDS`]; how a stream is shared out depends on the number of workers)."""
-    before, after = (_flatten(dataclasses.asdict(recipe)) for recipe in (started, wanted))
+    before, after = (_flatten(_normalized(recipe)) for recipe in (started, wanted))
     bound = {"training.dataloader_num_workers"} if wanted.data.streaming else set()
     return [
         f"{name}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"
         for name in before | after
         if (name not in FREE_FIELDS or name in bound) and before.get(name) != after.get(name)
     ]
+
+
+def _normalized(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's values, with the defaults of a new model. Where an ETT model is loaded, the fields that it decides
+    are left out."""
+    values = dataclasses.asdict(recipe)
+    values["model"] |= {name: recipe.model.of_new(name) for name in NEW_MODEL}
+    if recipe.model.path is not None and recipe.task != "reconstruction":
+        for name in ("image_size", "code_positions", "visual_embedding"):
+            values["model"].pop(name)
+    return values
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Signals by which schedulers take a machine away: the step is finished, a checkpoint written, and the run ends.
+"""Ctrl-C, and signals by which schedulers take a machine away: the step is finished, a checkpoint written, and the run
+ends. A second Ctrl-C ends the run at once.
 
 Transformers' own `enable_jit_checkpoint` writes in the middle of a step, each process when its own timer ends, and
 leaves with success.
@@ -13,13 +14,16 @@ from types import FrameType
 
 from torch.utils.data import DataLoader
 
-# The end, and Slurm's customary warning before it.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# The end, Slurm's customary warning before it, and Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+FIRST_CTRL_C = b"\nCtrl-C: training stops with a checkpoint after this step. Press Ctrl-C again to stop at once.\n"
 
 
 class TrainingInterrupted(SystemExit):
     """Training ended early, at a signal, with a checkpoint. Uncaught, it ends the process with 128 plus the signal's
-    number, as shells and schedulers expect: 143 after SIGTERM, 138 after SIGUSR1."""
+    number, as shells and schedulers expect: 143 after SIGTERM, 138 after SIGUSR1, 130 after
+    Ctrl-C."""
 
     def __init__(self, number: int, step: int):
         super().__init__(128 + number)
@@ -33,17 +37,26 @@ class TrainingInterrupted(SystemExit):
 
 
 class Interruption:
-    """Within it, [`SIGNALS`] do not end the process; `received` is the number of the last, or 0. Only a process's main
-    thread hears them."""
+    """Within it, [`SIGNALS`] do not end the process; `received` is the number of the last, or 0. A second SIGINT
+    raises `KeyboardInterrupt`. Only a process's main thread hears them."""
 
     def __init__(self):
         self.received = 0
+        self._interrupts = 0
 
     def _receive(self, number: int, frame: FrameType | None):
         self.received = number
+        if number != signal.SIGINT:
+            return
+        self._interrupts += 1
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        if os.environ.get("RANK", "0") == "0":
+            # A handler may run inside of a print, which cannot be entered twice.
+            os.write(2, FIRST_CTRL_C)
 
     def __enter__(self) -> "Interruption":
-        self.received = 0
+        self.received = self._interrupts = 0
         self._former = {}
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -55,8 +68,8 @@ class Interruption:
 
 
 def shield_workers(loader: DataLoader):
-    """Schedulers signal every process of a run. The workers of a loader go on until their trainer ends them, since it
-    needs their batches for the step it is to finish."""
+    """Schedulers and terminals signal every process of a run. The workers of a loader go on until their trainer ends
+    them, since it needs their batches for the step it is to finish."""
     # Accelerate's loader, or a stream's, stands before the one that has the workers.
     loader = getattr(loader, "base_dataloader", None) or getattr(loader, "loader", loader)
     if loader.num_workers:
@@ -64,7 +77,8 @@ def shield_workers(loader: DataLoader):
 
 
 def _shielded(initialize: Callable[[int], None] | None, worker: int):
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initialize is not None:

@@ -38,6 +38,12 @@ def read_tokenization(path: str | Path) -> dict[str, Any]:
     return read_record(path, TOKENIZATION_NAME)
 
 
+def fit_of_codes(record: dict[str, Any]) -> str:
+    """How images were fitted before they became codes: `fit` of the image processor, by a folder's record."""
+    crop = record["preprocessing"]["crop"]
+    return "crop" if crop == "centre" else crop
+
+
 def bits_per_code(num_codes: int) -> int:
     """Bits that hold any of so many codes.
 
@@ -100,6 +106,7 @@ __all__ = [
     "CODES_FEATURES",
     "TOKENIZATION_NAME",
     "bits_per_code",
+    "fit_of_codes",
     "is_tokenized",
     "pack_codes",
     "pack_row",

@@ -69,7 +69,8 @@ def preprocessing(image_processor: ETTImageProcessor) -> dict[str, Any]:
     return {
         "size": [image_processor.size["height"], image_processor.size["width"]],
         "resample": int(image_processor.resample),
-        "crop": "centre",
+        # The name that codes have had since before there were other ways.
+        "crop": "centre" if image_processor.fit == "crop" else image_processor.fit,
         "range": [-1, 1],
         "levels": 256,
     }

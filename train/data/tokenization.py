@@ -1,6 +1,7 @@
 """Pictures of a data set to image codes, once, for every stage that leaves the tokenizer as it is; and which recipes
 may learn from them."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from processing_ett.picture_rows import load_rows, open_pictures, picture_name
 from ..models.building import require_model_folder
 from ..recipes import ModelSection, Recipe
 from .choice import source_section
-from .codes import CODES_FEATURES, TOKENIZATION_NAME, is_tokenized, pack_row
+from .codes import CODES_FEATURES, TOKENIZATION_NAME, fit_of_codes, is_tokenized, pack_row, read_tokenization
 from .fingerprint import fingerprint, folder_fingerprint, preprocessing
 from .preparation import picture_levels, replace_pixels
 from .shards import Part, ShardsReport, Skipped, require_shards, write_shards
+
+logger = logging.getLogger(__name__)
 
 
 class PictureRows(Dataset):
@@ -150,6 +153,19 @@ def check_tokenized_data(recipe: Recipe):
             f"'{tokenized[0]}' holds codes and '{others[0]}' pictures, which cannot share a batch; tokenize that one, "
             "too, or set data.in_memory=true, which makes its pictures codes before training."
         )
+    fits = {source: fit_of_codes(read_tokenization(source)) for source in tokenized}
+    if len(set(fits.values())) > 1:
+        told = ", ".join(f"'{source}' with fit={fit}" for source, fit in fits.items())
+        raise ValueError(f"The codes of this recipe were made in several ways: {told}; tokenize again with one --fit.")
+    if data.fit not in (None, fits[tokenized[0]]):
+        logger.warning(
+            "data.fit is %s, but the codes in '%s' were made with fit=%s, which the model takes over; `ett tokenize "
+            "--fit %s` makes others.",
+            data.fit,
+            tokenized[0],
+            fits[tokenized[0]],
+            data.fit,
+        )
     for source in tokenized:
         record = require_shards(source, TOKENIZATION_NAME, data.verify_codes)
         _check_fingerprint(source, record, recipe.model)
@@ -163,12 +179,14 @@ def _check_fingerprint(source: str, record: dict[str, Any], section: ModelSectio
             "none; name that one as model.vision_tokenizer, or an ETT model with it as model.path."
         )
     require_model_folder(model, "ett" if section.path else "IBQModel")
-    side = section.image_size
+    side = section.of_new("image_size")
     image_processor = (
         ETTImageProcessor.from_pretrained(model)
         if section.path
         else ETTImageProcessor(size={"height": side, "width": side})
     )
+    # The model takes over how the images of the codes were fitted.
+    image_processor.fit = fit_of_codes(record)
     expected = folder_fingerprint(model, image_processor)
     if record["fingerprint"] != expected:
         made, wanted = record["preprocessing"]["size"], preprocessing(image_processor)["size"]

@@ -9,9 +9,10 @@ import re
 import shutil
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -144,10 +145,7 @@ def load_weights(model: ETTForConditionalGeneration, weights: Tensors):
     unfit = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
     unfit += [name for name in own if is_adapter_weight(name) and name not in weights]
     if unfit:
-        raise ValueError(
-            f"The adapter does not fit this model in {', '.join(sorted(unfit)[:3])}"
-            f"{' and others' if len(unfit) > 3 else ''}; give the model that it was trained from."
-        )
+        raise ValueError(_misfit(unfit))
     model.load_state_dict(weights, strict=False)
 
 
@@ -160,12 +158,56 @@ def merge_adapter(model: ETTForConditionalGeneration):
     del model.model.language_model.peft_config
 
 
+def merged(model: ETTForConditionalGeneration, adapter: str | Path) -> ETTForConditionalGeneration:
+    """The model with an adapter merged in by peft, of whatever type peft can merge.
+
+    Args:
+        adapter: Folder of an adapter that peft or a run of training wrote.
+
+    Raises:
+        ValueError: The adapter does not fit the model.
+    """
+    try:
+        with_adapter = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError) as error:
+        names = re.findall(r"size mismatch for (\S+):", str(error))
+        if not names:
+            raise ValueError(f"'{adapter}' cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(_misfit(names)) from error
+    own = {_file_name(name) for name in with_adapter.state_dict()}
+    with safetensors.safe_open(Path(adapter) / WEIGHTS_NAME, framework="pt") as file:
+        given = set(file.keys())
+    # peft leaves out what has no place, and starts anew what is missing.
+    if unfit := [*(given - own), *(name for name in own - given if is_adapter_weight(name))]:
+        raise ValueError(_misfit(unfit))
+    model = with_adapter.merge_and_unload()
+    vars(model).pop("peft_config", None)
+    if model.lm_head.weight is not model.get_input_embeddings().weight:
+        # A folder of tied weights would lose one of the two.
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    return model
+
+
+def _file_name(name: str) -> str:
+    """The name in an adapter's file of a weight in a model with the adapter `default`."""
+    name = re.sub(r"(\.modules_to_save|\.original_module)?\.default(?=\.|$)", "", name)
+    return re.sub(r"(\.lora_magnitude_vector)\.weight$", r"\1", name)
+
+
+def _misfit(names: list[str]) -> str:
+    shown = sorted(_file_name(name).removeprefix(PEFT_PREFIX) for name in names)
+    return (
+        f"The adapter does not fit this model in {', '.join(shown[:3])}{' and others' if len(shown) > 3 else ''}; "
+        "give the model that it was trained from."
+    )
+
+
 def merge_folder(base: str, adapter: str | Path, output: str | Path):
-    """Writes a model folder of `base` with the adapter merged in.
+    """Writes a model folder of `base` with the adapter merged in, as `PeftModel.merge_and_unload` does.
 
     Args:
         base: Folder or Hub name of the ETT model that the adapter was trained from.
-        adapter: Folder of an adapter, for instance `adapter/` in a finished run's.
+        adapter: Folder of an adapter that peft wrote, or of a finished run's `adapter/`.
         output: New or empty folder.
 
     Raises:
@@ -175,14 +217,13 @@ def merge_folder(base: str, adapter: str | Path, output: str | Path):
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"'{output}' holds something already; choose a new or empty folder.")
     weights = read_adapter(adapter)
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning:
+        raise ValueError(f"'{adapter}' is of type {config.peft_type.value}, which adds no weights that can be merged.")
     processor = ETTProcessor.from_pretrained(base)
-    config = LoraConfig.from_pretrained(adapter)
     draws = {"visual_head": True, "answers": False} if "visual_head.weight" in weights else {}
     model = ETTForConditionalGeneration.from_pretrained(base, dtype=torch.float32, **draws)
-    targets = re.fullmatch(r".*\((.*)\)", config.target_modules).group(1).split("|")
-    add_adapter(model, LoraSection(config.r, config.lora_alpha, config.lora_dropout, targets))
-    load_weights(model, weights)
-    merge_adapter(model)
+    model = merged(model, adapter)
     partial = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -201,6 +242,7 @@ __all__ = [
     "load_weights",
     "merge_adapter",
     "merge_folder",
+    "merged",
     "read_adapter",
     "save_adapter",
 ]

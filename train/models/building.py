@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
@@ -13,7 +14,9 @@ from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 from ..data import Examples, Stream
-from ..recipes import ModelSection, Recipe, suggestion
+from ..data.codes import fit_of_codes, is_tokenized, read_tokenization
+from ..field_types import field_hints, typed
+from ..recipes import NEW_MODEL, ModelSection, Recipe, suggestion
 from .initialization import start_linear
 from .quantization import quantization_arguments, stay_trainable
 
@@ -26,7 +29,7 @@ def build_model(
     if recipe.task == "reconstruction":
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
         set_gradient_path(tokenizer, section)
-        return tokenizer, ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
+        return tokenizer, _image_processor(section)
     if section.path is not None:
         require_model_folder(section.path, "ett")
         how = {}
@@ -43,12 +46,31 @@ def build_model(
         language_model = new_language_model(section.language_model, text_tokenizer)
     else:
         language_model = AutoModelForCausalLM.from_pretrained(section.language_model, dtype=torch.float32)
-    processor = ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
+    processor = ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.of_new("image_size"))
     if len(text_tokenizer) > language_model.get_input_embeddings().num_embeddings:
         language_model.resize_token_embeddings(len(text_tokenizer))
     model = join(language_model, vision_tokenizer, processor, section)
     set_gradient_path(model, section)
     return model, processor
+
+
+def set_fit(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) -> str:
+    """Gives the image processor the way in which the recipe fits images to the model's square, or that of the recipe's
+    codes. Returns the way."""
+    image_processor = getattr(processor, "image_processor", processor)
+    data = recipe.data
+    sources = [entry.get("source") for entry in data.mixture.values()] if data.mixture else [data.source]
+    tokenized = [source for source in sources if source is not None and is_tokenized(source)]
+    if tokenized:
+        image_processor.fit = fit_of_codes(read_tokenization(tokenized[0]))
+    elif data.fit is not None:
+        image_processor.fit = data.fit
+    return image_processor.fit
+
+
+def _image_processor(section: ModelSection) -> ETTImageProcessor:
+    side = section.of_new("image_size")
+    return ETTImageProcessor(size={"height": side, "width": side})
 
 
 def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
@@ -120,7 +142,7 @@ def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
 def _stated_visual_embedding(section: ModelSection) -> str | None:
     """What the recipe says of a new model, or the `config.json` of a folder; None where there is none to read."""
     if section.path is None:
-        return section.visual_embedding
+        return section.of_new("visual_embedding")
     try:
         config = json.loads((Path(section.path) / "config.json").read_text())
     except (OSError, ValueError):
@@ -136,7 +158,7 @@ def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor
     """
     section = recipe.model
     if recipe.task == "reconstruction":
-        return ETTImageProcessor(size={"height": section.image_size, "width": section.image_size})
+        return _image_processor(section)
     if section.path is not None:
         require_model_folder(section.path, "ett")
         return ETTProcessor.from_pretrained(section.path)
@@ -149,7 +171,7 @@ def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor
         else:
             vision_tokenizer = build_tokenizer(source)
     text_tokenizer = build_text_tokenizer(section, examples)
-    return ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.image_size)
+    return ETTProcessor.from_parts(text_tokenizer, vision_tokenizer.spatial_factor, section.of_new("image_size"))
 
 
 def build_text_tokenizer(section: ModelSection, examples: Examples | Stream) -> PreTrainedTokenizerBase:
@@ -178,10 +200,7 @@ def join(
         image_token_id=processor.image_token_id,
         image_start_token_id=processor.image_start_token_id,
         image_end_token_id=processor.image_end_token_id,
-        image_size=section.image_size,
-        visual_head=section.visual_head,
-        code_positions=section.code_positions,
-        visual_embedding=section.visual_embedding,
+        **{name: section.of_new(name) for name in NEW_MODEL},
     )
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
@@ -198,8 +217,8 @@ def build_tokenizer(source: str | dict[str, Any] | None, linear_start: bool = Fa
             )
         return IBQModel.from_pretrained(source)
     try:
-        tokenizer = IBQModel(**(source or {}))
-    except TypeError as error:
+        tokenizer = IBQModel(**tokenizer_fields(source or {}))
+    except (TypeError, IndexError, RuntimeError) as error:
         raise ValueError(f"model.vision_tokenizer cannot be used: {error}") from error
     if linear_start:
         start_linear(tokenizer)
@@ -229,6 +248,21 @@ def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
     return size != model.config.num_vq_embeddings
 
 
+def tokenizer_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a new [`IBQModel`] with their types.
+
+    Raises:
+        ValueError: A field is unknown, has another type or is out of range.
+    """
+    hints = field_hints(IBQModel.__init__)
+    for name in values:
+        if name not in hints:
+            raise ValueError(
+                f"model.vision_tokenizer cannot be used: it has no field {name!r}.{suggestion(str(name), list(hints))}"
+            )
+    return {name: typed(f"model.vision_tokenizer.{name}", value, hints[name]) for name, value in values.items()}
+
+
 def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
     """A new small causal language model with the tokenizer's vocabulary.
 
@@ -239,19 +273,23 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
     model_type = fields.pop("model_type", "qwen2")
     # A configuration would keep an unknown field without a word.
     known = [item.name for item in dataclasses.fields(AutoConfig.for_model(model_type))]
+    of_tokenizer = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     for name in fields:
+        if name in of_tokenizer:
+            raise ValueError(f"model.language_model.{name} follows from the text tokenizer; remove it.")
         if name not in known:
             raise ValueError(
                 f"The recipe has an unknown field 'model.language_model.{name}'.{suggestion(name, known)}"
             )
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **fields,
-    )
+    try:
+        config = AutoConfig.for_model(model_type, **of_tokenizer, **fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.language_model cannot be used: {' '.join(str(error).split())}") from error
     return AutoModelForCausalLM.from_config(config)
 
 
@@ -282,4 +320,6 @@ __all__ = [
     "check_visual_embedding",
     "join",
     "new_language_model",
+    "set_fit",
+    "tokenizer_fields",
 ]

@@ -62,6 +62,10 @@ class Adversary:
         """Writes the discriminator's weights and buffers, LeCAM's running means among them."""
         safetensors.torch.save_model(self.discriminator, str(Path(folder) / DISCRIMINATOR_NAME))
 
+    def load_weights(self, folder: str | Path):
+        """Loads what [`~Adversary.save_weights`] wrote."""
+        safetensors.torch.load_model(self.discriminator, str(Path(folder) / DISCRIMINATOR_NAME))
+
     def learns_at(self, step: int) -> bool:
         """Whether the discriminator learns in a step, counted from 0."""
         return step >= self.args.discriminator_start_step

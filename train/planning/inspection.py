@@ -15,10 +15,11 @@ from PIL import Image
 
 from processing_ett import ETTImageProcessor, ETTProcessor
 
+from ..consistency import check_recipe
 from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
 from ..data.collator import pack
 from ..files import replacing
-from ..models.building import build_processor
+from ..models.building import build_processor, set_fit
 from ..recipes import Recipe, load_recipe
 from ..run import build_collator, prepare_examples
 
@@ -75,9 +76,11 @@ def inspect_data(
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder '{output.parent}' to write '{output.name}' into.")
     recipe = load_recipe(name, overrides)
+    check_recipe(recipe)
     seed = recipe.training.get("seed", 0)
     examples = build_examples(recipe, seed)
     processor = build_processor(recipe, examples)
+    set_fit(recipe, processor)
     items, skipped, filters = take(prepare_examples(recipe, examples, processor, seed), count, seed)
     page = render(recipe, items, build_collator(recipe, processor)(items), processor, skipped, filters)
     with replacing(output) as temporary:

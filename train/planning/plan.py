@@ -20,16 +20,23 @@ from processing_ett import build_word_tokenizer
 from processing_ett.picture_rows import read_rows
 
 from ..arguments import ETTTrainingArguments, accumulation_steps
+from ..consistency import check_recipe, settled_recipe
 from ..data import build_examples
 from ..data.choice import source_section
 from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
-from ..models.building import check_visual_embedding, new_language_model, require_model_folder, require_parts
+from ..models.building import (
+    check_visual_embedding,
+    new_language_model,
+    require_model_folder,
+    require_parts,
+    tokenizer_fields,
+)
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
 from ..objective.losses import random_perceptual_loss
 from ..objective.starting_point import DiscriminatorStart, find_discriminator
-from ..recipes import DataSection, Recipe, load_recipe
+from ..recipes import NEW_MODEL, DataSection, Recipe, load_recipe
 from ..run import training_arguments
 from ..trainer import model_parts, train_only
 from .flops import StepFlops, peak_flops
@@ -166,6 +173,7 @@ def plan_recipe(
         ValueError: The recipe or its model cannot be used. What is missing of the data is said in the plan.
     """
     recipe = load_recipe(name, overrides)
+    check_recipe(recipe)
     check_adapter(recipe)
     check_quantization(recipe)
     seed = recipe.training.get("seed", 0)
@@ -182,12 +190,15 @@ def plan_recipe(
 
     check_visual_embedding(recipe)
     model = model_without_weights(recipe, seed)
+    recipe = settled_recipe(recipe, model)
     if recipe.lora.rank is not None:
         add_adapter(model, recipe.lora)
     parts = train_only(model, recipe.train)
     is_tokenizer = isinstance(model, IBQModel)
     tokenizer = model if is_tokenizer else model.model.vision_tokenizer
-    image_size = recipe.model.image_size if is_tokenizer or recipe.model.path is None else model.config.image_size
+    image_size = (
+        recipe.model.of_new("image_size") if is_tokenizer or recipe.model.path is None else model.config.image_size
+    )
     codes = 0 if recipe.task == "text" else (image_size // tokenizer.spatial_factor) ** 2
     text_tokens = 0 if is_tokenizer else text_tokens
 
@@ -241,7 +252,7 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
         if section.path is not None:
             require_model_folder(section.path, "ett")
             config = _reachable(ETTConfig, section.path)
-            config.visual_head = config.visual_head or section.visual_head
+            config.visual_head = config.visual_head or bool(section.visual_head)
             return ETTForConditionalGeneration(config)
         require_parts(section)
         if isinstance(section.language_model, dict):
@@ -255,17 +266,14 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
             ETTConfig(
                 text_config=text_config.to_dict(),
                 vq_config=_tokenizer_fields(section.vision_tokenizer),
-                image_size=section.image_size,
-                visual_head=section.visual_head,
-                visual_embedding=section.visual_embedding,
-                code_positions=section.code_positions,
+                **{name: section.of_new(name) for name in NEW_MODEL},
             )
         )
 
 
 def _tokenizer_fields(source: str | dict[str, Any] | None) -> dict[str, Any]:
     if not isinstance(source, str):
-        return dict(source or {})
+        return tokenizer_fields(source or {})
     require_model_folder(source, "IBQModel")
     try:
         found = IBQModel.load_config(source)
