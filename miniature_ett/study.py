@@ -14,7 +14,7 @@ from typing import Any
 
 import ett
 import train
-from train.checkpointing.folders import FolderLock
+from train.checkpointing.folders import WORK_FOLDER, FolderLock
 
 from .schedule import Outcome, StopTasks, Task, run_tasks
 from .study_matrix import (
@@ -152,7 +152,7 @@ def describe_settings(arms: set[str], quick: bool) -> dict[str, Any]:
         stage = STAGES[name]
         recipe = {}
         if stage.recipe is not None:
-            recipe = dataclasses.asdict(train.load_recipe(stage.recipe, constant_overrides(stage, "", quick)))
+            recipe = dataclasses.asdict(train.load_recipe(stage.recipe, constant_overrides(stage, "mixed", quick)))
             recipe = _without_defaults(recipe, defaults)
         stages[name] = {"recipe": recipe, "start": stage.start, "seed_offset": stage.seed_offset}
     measuring = QUICK_MEASURING if quick else MEASURING
@@ -255,9 +255,9 @@ def cell_file(output_dir: Path, cell: Cell) -> Path:
 
 
 def is_trained(folder: Path, stage: str) -> bool:
-    """Whether a stage's folder is finished."""
+    """Whether a stage's folder is finished. One whose checkpoints are still there is not: a stage removes them last."""
     name = "config.json" if STAGES[stage].recipe is None else train.RECORD_NAME
-    return (folder / name).is_file()
+    return (folder / name).is_file() and not any((folder / WORK_FOLDER).glob("checkpoint-*"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

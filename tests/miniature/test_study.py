@@ -79,9 +79,9 @@ def test_arms_of_table_5_differ_in_alpha_alone(alpha):
 
 def test_the_index_arm_trains_an_embedding_of_codes_in_place_of_the_projector():
     language, index = recipe("language"), recipe("language-index")
-    assert (language.model.visual_embedding, index.model.visual_embedding) == ("codebook", "index")
-    index.model.visual_embedding = "codebook"
-    assert index == language and not language.model.code_positions
+    assert (language.model.of_new("visual_embedding"), index.model.of_new("visual_embedding")) == ("codebook", "index")
+    index.model.visual_embedding = None
+    assert index == language and not language.model.of_new("code_positions")
     for kind in ("alignment", "semantic", "chat", "generation"):
         index = recipe("alignment-index" if kind == "alignment" else f"{kind}-index-frozen")
         embedding = recipe("alignment" if kind == "alignment" else f"{kind}-embedding-frozen")
