@@ -255,7 +255,7 @@ def cell_file(output_dir: Path, cell: Cell) -> Path:
 
 
 def is_trained(folder: Path, stage: str) -> bool:
-    """Whether a stage's folder is finished. One whose checkpoints are still there is not: a stage removes them last."""
+    """Whether a stage's folder is finished. A stage removes its checkpoints last, so one that has some is not."""
     name = "config.json" if STAGES[stage].recipe is None else train.RECORD_NAME
     return (folder / name).is_file() and not any((folder / WORK_FOLDER).glob("checkpoint-*"))
 
