@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 
+from . import __version__
+
 app = typer.Typer(
     help="ETT, end-to-end vision tokenizer tuning: train every stage, describe pictures, draw them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Rich cuts long names of options off in narrow terminals.
+    rich_markup_mode=None,
 )
 
 Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
@@ -52,10 +56,19 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
     return register
 
 
+def _show_version(wanted: bool):
+    if wanted:
+        typer.echo(f"ett {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
 ):
     _options["debug"] = debug
     if not debug:

@@ -10,10 +10,19 @@ from . import cli_training  # noqa: F401
 from .app import Resume, app, command
 from .rooms import room
 
-evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True)
+evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="evaluate")
 
 Image = Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)]
+Images = Annotated[list[str], typer.Argument(help="Image files or URLs.", show_default=False)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default="the GPU, else cpu")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the weights: float32, bfloat16, float16 or auto, as they are stored.", show_default="float32"
+    ),
+]
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
@@ -72,19 +81,30 @@ def study(
 
 
 @command()
-def caption(image: Image, model: ChatModel = "ett-chat"):
-    """Describe a picture."""
-    typer.echo(room("ett.inference").caption(image, model))
+def caption(
+    images: Images,
+    model: ChatModel = "ett-chat",
+    max_new_tokens: MaxNewTokens = 64,
+    device: Device = None,
+    dtype: Dtype = None,
+):
+    """Describe images; of several, each line begins with the image's name."""
+    captions = room("ett.inference").captions(images, model, max_new_tokens, device, dtype)
+    for image, text in zip(images, captions, strict=True):
+        typer.echo(text if len(images) == 1 else f"{image}: {text}")
 
 
 @command()
 def ask(
-    image: Image,
-    question: Annotated[str, typer.Argument(help="Question about the picture.", show_default=False)],
+    images: Images,
+    question: Annotated[str, typer.Argument(help="Question about the images.", show_default=False)],
     model: ChatModel = "ett-chat",
+    max_new_tokens: MaxNewTokens = 64,
+    device: Device = None,
+    dtype: Dtype = None,
 ):
-    """Answer a question about a picture."""
-    typer.echo(room("ett.inference").ask(image, question, model))
+    """Answer a question about one image or about several together."""
+    typer.echo(room("ett.inference").ask(images, question, model, max_new_tokens, device, dtype))
 
 
 @command()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+LONGEST_PATH = 1024
+"""Characters above which a path is left to the image reader, which shortens it in its error."""
+
 TILED_ABOVE = 1024
 """Pixels along a side above which pictures are reconstructed in tiles."""
 
 
 class ModelError(ValueError):
     """A model that is missing, or of a kind that cannot do what was asked."""
+
+
+class ImageError(ValueError):
+    """An image whose path leads to no file. The image reader has an error of the same name for all that it refuses."""
 
 
 def model_kind(model: str) -> str:
@@ -58,11 +67,11 @@ def _fetch_config(model: str) -> Path:
         ) from error
 
 
-def _load(loader: Any, model: str) -> Any:
+def _load(loader: Any, model: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return loader.from_pretrained(model)
+        return loader.from_pretrained(model, **options)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ModelError(
             f"{model} is incomplete or damaged: its {loader.__name__} could not be loaded ({error})."
@@ -108,8 +117,19 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
     return config, _load(room("processing_ett").ETTProcessor, model)
 
 
-def _load_weights(model: str) -> Any:
-    return _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model).to(_device()).eval()
+def _load_weights(model: str, device: str | None = None, dtype: str | None = None) -> Any:
+    options = {} if dtype is None else {"dtype": dtype}
+    loaded = _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model, **options).eval()
+    if device is None:
+        return loaded.to(_device())
+    try:
+        return loaded.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_tokenizer(model: str) -> tuple[Any, Any]:
@@ -133,17 +153,95 @@ def load_tokenizer(model: str) -> tuple[Any, Any]:
 
 
 def caption(image: str, model: str, max_new_tokens: int = 64) -> str:
-    """Describes a picture in words."""
-    picture = room("processing_ett").load_image(image)
-    return _answer(picture, None, model, max_new_tokens)
+    """Describes an image in words."""
+    return captions([image], model, max_new_tokens)[0]
 
 
-def ask(image: str, question: str, model: str, max_new_tokens: int = 64) -> str:
-    """Answers a question about a picture."""
+def captions(
+    images: Sequence[str],
+    model: str,
+    max_new_tokens: int = 64,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> list[str]:
+    """Describes images in words, each by itself; the model is loaded once.
+
+    Args:
+        device: By default the GPU where there is one.
+        dtype: Name of the weights' type, or `auto`, as they are stored. By default float32.
+
+    Raises:
+        ValueError: An image cannot be read, or a device or dtype cannot be used.
+        ModelError: As for [`load_ett`].
+    """
+    opened = _open_images(images, dtype)
+    config, processor = _load_processor(model, answers=True)
+    chats = [processor.chat_about(image) for image in opened]
+    return _answer(chats, config, processor, model, max_new_tokens, device, dtype)
+
+
+def ask(
+    image: str | Sequence[str],
+    question: str,
+    model: str,
+    max_new_tokens: int = 64,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> str:
+    """Answers a question about an image, or about several together.
+
+    Args:
+        question: The images stand where it has the processor's image token, or else before it.
+
+    Other arguments and errors are those of [`captions`].
+    """
     if not question.strip():
         raise ValueError("The question is empty; ask something about the picture.")
-    picture = room("processing_ett").load_image(image)
-    return _answer(picture, question, model, max_new_tokens)
+    opened = _open_images([image] if isinstance(image, str) else image, dtype)
+    config, processor = _load_processor(model, answers=True)
+    return _answer(
+        [_chat_about(processor, opened, question)], config, processor, model, max_new_tokens, device, dtype
+    )[0]
+
+
+def _chat_about(processor: Any, images: list["Image.Image"], question: str) -> list[dict[str, Any]]:
+    if len(images) == 1:
+        return processor.chat_about(images[0], question)
+    processor.check_prompts([question])
+    texts = question.split(processor.image_token)
+    if len(texts) != len(images) + 1:
+        texts = [""] * len(images) + [question]
+    content = [part for image, text in zip(images, texts, strict=False) for part in (_text(text), _image(image))]
+    return [{"role": "user", "content": [*content, _text(texts[-1])]}]
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _image(image: "Image.Image") -> dict[str, Any]:
+    return {"type": "image", "image": image}
+
+
+def _open_images(images: Sequence[str], dtype: str | None) -> list["Image.Image"]:
+    """Opens images, after all that is wrong with their paths and with the type is said, which takes no library."""
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    for image in images:
+        check_image_source(image)
+    return [room("processing_ett").load_image(image) for image in images]
+
+
+def check_image_source(image: str):
+    """Raises [`ImageError`] where an image's path leads to no file; URLs pass. Loads no library."""
+    if image.startswith(("http://", "https://", "data:image/")) or not image.strip():
+        return
+    try:
+        is_file = os.path.isfile(image)
+    except ValueError:
+        return
+    if not is_file and len(image) < LONGEST_PATH:
+        raise ImageError(f"'{image}' is {'a folder' if os.path.isdir(image) else 'missing'}; expected an image file.")
 
 
 def serve(model: str, host: str, port: int, device: str):
@@ -156,7 +254,10 @@ def serve(model: str, host: str, port: int, device: str):
     _load_processor(model, answers=True)
     from transformers.cli.serve import Serve
 
-    Serve(model, host=host, port=port, device=device)
+    from .serving import answering_bad_requests
+
+    with answering_bad_requests():
+        Serve(model, host=host, port=port, device=device)
 
 
 def draw(
@@ -214,6 +315,7 @@ def reconstruct(
         raise ValueError(
             "A size was given and the picture's own asked for; give either a height and width or own_size."
         )
+    check_image_source(image)
     picture = room("processing_ett").load_image(image)
     tokenizer, image_processor = load_tokenizer(model)
     if own_size:
@@ -267,15 +369,27 @@ def save_image(picture: "Image.Image", path: Path):
     temporary.replace(path)
 
 
-def _answer(picture: "Image.Image", question: str | None, model: str, max_new_tokens: int) -> str:
-    config, processor = _load_processor(model, answers=True)
-    inputs = processor.apply_chat_template(
-        processor.chat_about(picture, question), add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    config.check_context(inputs["input_ids"].shape[1])
-    loaded = _load_weights(model)
-    tokens = loaded.generate(**inputs.to(loaded.device), max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])[0].strip()
+def _answer(
+    chats: list[list[dict[str, Any]]],
+    config: Any,
+    processor: Any,
+    model: str,
+    max_new_tokens: int,
+    device: str | None,
+    dtype: str | None,
+) -> list[str]:
+    """The answers to chats, one after another. What is wrong with one is said before the weights are loaded."""
+    template = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    prepared = [processor.apply_chat_template(chat, **template) for chat in chats]
+    for inputs in prepared:
+        config.check_context(inputs["input_ids"].shape[1])
+    options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+    loaded = _load_weights(model, **options)
+    answers = []
+    for inputs in prepared:
+        tokens = loaded.generate(**inputs.to(loaded.device), max_new_tokens=max_new_tokens, do_sample=False)
+        answers.append(processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])[0].strip())
+    return answers
 
 
 def _device() -> "torch.device":
@@ -289,7 +403,9 @@ __all__ = [
     "ModelError",
     "ask",
     "caption",
+    "captions",
     "check_image_path",
+    "check_image_source",
     "draw",
     "load_ett",
     "load_tokenizer",

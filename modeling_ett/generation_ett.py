@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, CompileConfig, DynamicCache, StaticCache
+from transformers import Cache, CompileConfig, DynamicCache, StaticCache, StopStringCriteria
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
@@ -30,6 +30,20 @@ class ETTImageGenerationOutput(ModelOutput):
 
     sequences: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
+
+
+def _check_stop_strings(options: dict):
+    """Raises `ValueError` where transformers cannot look for stop strings in a tokenizer's texts, as in one of whole
+    words."""
+    strings = options.get("stop_strings") or getattr(options.get("generation_config"), "stop_strings", None)
+    if not strings or options.get("tokenizer") is None:
+        return
+    try:
+        StopStringCriteria(options["tokenizer"], strings)
+    except ValueError as error:
+        raise ValueError(
+            "Stop strings do not work with this model's tokenizer, which has whole words; leave them out."
+        ) from error
 
 
 class ImageGenerationMixin:
@@ -73,6 +87,10 @@ class ImageGenerationMixin:
             kwargs["input_ids"] = inputs
         if generation_mode == "image":
             return self.generate_image_codes(**kwargs)
+        if not hasattr(kwargs.get("tokenizer"), "get_vocab") and hasattr(kwargs.get("tokenizer"), "tokenizer"):
+            # Servers hand the processor on, and stop strings ask its tokenizer for the vocabulary.
+            kwargs["tokenizer"] = kwargs["tokenizer"].tokenizer
+        _check_stop_strings(kwargs)
         self.require_answers()
         begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
         if begins and kwargs.get("input_ids") is not None:

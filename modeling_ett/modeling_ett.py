@@ -7,6 +7,8 @@
 """
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import cached_file
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_ett import ETTConfig
@@ -330,6 +333,10 @@ class ETTModel(ETTPreTrainedModel):
         return mask
 
 
+PIPELINE_FILES = ("pipeline_ett.py", "text_to_image_pipeline_ett.py", "model_index.json")
+"""Files of an exported folder that no model imports, so that transformers does not copy them with the model's code."""
+
+
 class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, GenerationMixin):
     """ETT with a head for text and, where `config.visual_head` is set, one for image codes."""
 
@@ -346,6 +353,15 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers. A model whose code came with its folder keeps the code of its pipelines, too."""
+        super().save_pretrained(save_directory, **kwargs)
+        if type(self).__module__.startswith("transformers_modules."):
+            for name in PIPELINE_FILES:
+                path = cached_file(self.name_or_path, name, _raise_exceptions_for_missing_entries=False)
+                if path is not None and not os.path.exists(os.path.join(save_directory, name)):
+                    shutil.copyfile(path, os.path.join(save_directory, name))
 
     @classmethod
     def from_parts(

@@ -33,6 +33,12 @@ class _CheckedInputs:
             raise ValueError("An empty list was given; fill it with pictures, texts or a chat's messages.")
         return super().__call__(*args, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Saves the pipeline's model, and of an ETT model the processor beside it, which transformers leaves out."""
+        super().save_pretrained(save_directory, **kwargs)
+        if _is_ett(self.model) and self.processor is not None:
+            self.processor.save_pretrained(save_directory)
+
     def preprocess(self, inputs=None, **kwargs):
         messages = getattr(inputs, "messages", None)
         if _is_ett(self.model) and messages and _is_blank(messages[-1]["content"]):

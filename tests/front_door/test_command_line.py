@@ -9,11 +9,14 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import torch
+import typer
 from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
 from typer.testing import CliRunner
 
+from ett import __version__ as ett_version
 from ett import cli, cli_training, inference
 from ett.cli import app
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
@@ -477,3 +480,63 @@ def test_in_a_fresh_process_nothing_but_the_answer_is_printed(models, picture):
     ]
     answered = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answered.returncode == 0 and answered.stderr == ""
+
+
+# Options of caption and ask
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.exit_code == 0 and result.stdout == f"ett {ett_version}\n"
+
+
+def test_several_images_are_described_one_a_line_and_asked_about_together(run, picture, monkeypatch):
+    alone = run("caption", picture).stdout
+    result = run("caption", picture, picture, "--max-new-tokens", 64, "--device", "cpu", "--dtype", "float32")
+    assert result.stdout == f"{picture}: {alone}" * 2
+    asked = []
+    monkeypatch.setattr(
+        ETTForConditionalGeneration, "generate", lambda self, **kwargs: asked.append(kwargs) or kwargs["input_ids"]
+    )
+    assert run("ask", picture, picture, "what is the circle?", "--max-new-tokens", 3).exit_code == 0
+    assert len(asked[0]["pixel_values"]) == 2 and asked[0]["max_new_tokens"] == 3
+
+
+def test_dtype_reaches_the_weights(run, picture, monkeypatch):
+    dtypes = []
+    monkeypatch.setattr(
+        ETTForConditionalGeneration,
+        "generate",
+        lambda self, **kwargs: dtypes.append(self.lm_head.weight.dtype) or kwargs["input_ids"],
+    )
+    assert run("ask", picture, "what is the circle?", "--dtype", "bfloat16").exit_code == 0
+    assert dtypes == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "float8"], "--dtype is 'float8'; expected one of float32, bfloat16, float16, auto."),
+        (["--device", "gpu"], "The device 'gpu' cannot be used: "),
+    ],
+)
+def test_a_device_or_dtype_that_cannot_be_used(run, picture, options, message):
+    assert_one_sentence(run("caption", picture, *options), message)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["caption", "nothere.png"], ["ask", "nothere.png", "what?"], ["reconstruct", "nothere.png"]]
+)
+def test_a_missing_image_is_named_before_any_library_is_loaded(run, monkeypatch, arguments):
+    monkeypatch.setattr(inference, "room", lambda name: pytest.fail(f"{name} was loaded"))
+    assert_one_sentence(run(*arguments), "ett: 'nothere.png' is missing; expected an image file.\n")
+
+
+@pytest.mark.parametrize("command", ["train", "draw", "recaption", "tokenize"])
+def test_names_of_options_are_whole_in_narrow_terminals(run, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "60")
+    told = CliRunner().invoke(app, [command, "--help"], terminal_width=60).stdout
+    for option in typer.main.get_command(app).commands[command].params:
+        for name in option.opts:
+            if name.startswith("--"):
+                assert name in told

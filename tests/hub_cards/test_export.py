@@ -91,6 +91,9 @@ texts = {
     "any_to_any": any_to_any(**chat_options)[0]["generated_text"],
     "ids": text_tokenizer(question).input_ids,
 }
+loaded["ModelForImageTextToText"].save_pretrained("again")
+loaded["Processor"].save_pretrained("again")
+texts["again"] = pipeline("image-to-text", model="again", trust_remote_code=True)(picture, max_new_tokens=6)
 save_file(tensors, "tensors.safetensors")
 report = {"importable": importable, "classes": classes, "texts": texts, "modality": modality}
 json.dump(report, open("report.json", "w"))
@@ -268,6 +271,10 @@ def test_diffusers_loads_the_tokenizer_with_the_same_codes(stranger, original, w
 def test_the_literal_image_to_text_call_says_the_same(stranger, models):
     pipe = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
     assert stranger.texts["caption"] == pipe(str(models / "picture.png"), max_new_tokens=6)
+
+
+def test_saved_again_it_keeps_its_pipelines(stranger):
+    assert stranger.texts["again"] == stranger.texts["caption"]
 
 
 def test_chats_are_answered_and_text_is_split_the_same(stranger, models, original):

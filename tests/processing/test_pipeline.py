@@ -397,3 +397,9 @@ def test_the_files_run_flat_as_remote_code(tmp_path, monkeypatch):
     ):
         loaded = dynamic_module_utils.get_class_from_dynamic_module(reference, str(export))
         assert loaded.__name__ == reference.split(".")[1] and loaded.__module__.startswith("transformers_modules")
+
+
+def test_a_saved_pipeline_is_a_whole_folder(pipe, folder, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = pipeline("image-to-text", model=str(tmp_path / "saved"), max_new_tokens=6, device="cpu")
+    assert again(str(folder / "red.png")) == pipe(str(folder / "red.png"))
