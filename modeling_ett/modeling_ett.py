@@ -6,13 +6,14 @@
 - The same embeddings are decoded to a picture when a reconstruction is asked for.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 
@@ -164,6 +165,10 @@ class ETTModel(ETTPreTrainedModel):
             # A language model's small deviation would start the projector near zero.
             modules += self.projector.modules()
         self.language_model = AutoModel.from_config(config.text_config)
+        embeddings = self.language_model.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            # Its row would get no gradient, and padding may be the token that ends an answer.
+            embeddings.padding_idx = None
         for module in modules:
             module.keeps_torch_init = True
         self.post_init()
@@ -349,7 +354,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
 
     @classmethod
     def from_parts(
-        cls, language_model: PreTrainedModel, vision_tokenizer: IBQModel, **config_kwargs
+        cls,
+        language_model: PreTrainedModel,
+        vision_tokenizer: IBQModel,
+        processor: ProcessorMixin | None = None,
+        **config_kwargs,
     ) -> "ETTForConditionalGeneration":
         """Joins a causal language model and a tokenizer, sharing their weights; projector, or index embedding, and
         visual head are new.
@@ -357,6 +366,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         Args:
             language_model (`PreTrainedModel`): Any causal language model with a head, e.g. `Qwen2ForCausalLM`.
             vision_tokenizer ([`IBQModel`]): The vision tokenizer.
+            processor ([`ETTProcessor`], *optional*): Gives the image tokens' numbers, and the tokens of texts, as
+                [`~ETTForConditionalGeneration.set_text_tokens`] does.
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
@@ -378,6 +389,9 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         if type(vision_tokenizer).__name__ != IBQModel.__name__:
             raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
         vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
+        if processor is not None:
+            names = ("image_token_id", "image_start_token_id", "image_end_token_id")
+            config_kwargs = {**{name: getattr(processor, name) for name in names}, **config_kwargs}
         config = ETTConfig(text_config=language_model.config.to_dict(), vq_config=vq_config, **config_kwargs)
         model = cls(config)
         model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
@@ -386,7 +400,24 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         model.tie_weights()
         if language_model.generation_config is not None:
             model.generation_config = language_model.generation_config
+        if processor is not None:
+            model.set_text_tokens(processor)
         return model
+
+    def set_text_tokens(self, processor: ProcessorMixin):
+        """Makes the model begin, end and pad texts as its processor does: generation then stops at the token that ends
+        an answer in training, and not where the language model stopped before.
+
+        Args:
+            processor ([`ETTProcessor`]): The model's.
+        """
+        tokenizer, beginning = processor.tokenizer, processor.beginning_ids
+        # The language model's own configuration is not changed.
+        self.generation_config = copy.deepcopy(self.generation_config)
+        self.generation_config.bos_token_id = beginning[0] if beginning else None
+        for config in (self.generation_config, self.config.text_config):
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
