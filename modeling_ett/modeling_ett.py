@@ -8,6 +8,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -172,6 +173,26 @@ class ETTModel(ETTPreTrainedModel):
         for module in modules:
             module.keeps_torch_init = True
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ETTModel":
+        """Every cast and every move of a model ends here. The vision tokenizer moves with the rest and stays in
+        float32, whatever the rest is cast to: in another precision it would give other codes."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            is_cast = tensor.is_floating_point() and moved.dtype != tensor.dtype
+            return tensor.to(moved.device, torch.float32) if is_cast else moved
+
+        tokenizer = self._modules.get("vision_tokenizer")
+        if tokenizer is None or not recurse:
+            return super()._apply(fn, recurse)
+        tokenizer._apply(move)
+        # Its place is kept, because optimizers and checkpoints count parameters in their order.
+        self._modules["vision_tokenizer"] = None
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._modules["vision_tokenizer"] = tokenizer
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
