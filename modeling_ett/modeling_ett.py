@@ -7,6 +7,7 @@
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 
@@ -392,8 +393,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
-            TypeError: `language_model` has no head, or one that does more than multiply, or `vision_tokenizer` is no
-                [`IBQModel`].
+            TypeError: `language_model` has no head, or one that does more than multiply, is of a family that takes no
+                embeddings or cannot be built from its configuration, or `vision_tokenizer` is no [`IBQModel`].
         """
         head = language_model.get_output_embeddings()
         if head is None:
@@ -402,7 +403,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             )
         text_config = language_model.config
         scaling = getattr(text_config, "logits_scaling", 1.0) or 1.0
-        if head.bias is not None or getattr(text_config, "final_logit_softcapping", None) or scaling != 1.0:
+        if (
+            head.state_dict().keys() != {"weight"}
+            or getattr(text_config, "final_logit_softcapping", None)
+            or scaling != 1.0
+        ):
             raise TypeError(
                 f"{type(language_model).__name__} adds to, scales or caps what its head's matrix gives; ETT supports "
                 "heads without, such as those of Qwen, Llama, SmolLM and Gemma 1 and 3."
@@ -410,15 +415,17 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         if type(vision_tokenizer).__name__ != IBQModel.__name__:
             raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
         vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
+        text_config = language_model.config.to_dict()
         if processor is not None:
             names = ("image_token_id", "image_start_token_id", "image_end_token_id")
             config_kwargs = {**{name: getattr(processor, name) for name in names}, **config_kwargs}
-        config = ETTConfig(text_config=language_model.config.to_dict(), vq_config=vq_config, **config_kwargs)
-        model = cls(config)
+        _require_base_model(language_model)
+        model = cls(ETTConfig(text_config=text_config, vq_config=vq_config, **config_kwargs))
         model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
         model.tie_weights()
+        _require_same_logits(model, language_model)
         if language_model.generation_config is not None:
             model.generation_config = language_model.generation_config
         if processor is not None:
@@ -584,6 +591,66 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **pictures}
+
+
+PROBE_LENGTH = 4
+"""Tokens by which two language models are compared."""
+
+
+def _unsupported(language_model: PreTrainedModel, reason: str) -> TypeError:
+    return TypeError(
+        f"{type(language_model).__name__} {reason}; choose a decoder-only language model such as Qwen2, Llama, "
+        "SmolLM3 or Gemma 3."
+    )
+
+
+def _require_base_model(language_model: PreTrainedModel):
+    """Raises `TypeError` where `AutoModel` cannot build the model below a language model's head from its
+    configuration, or where that takes other weights or inputs. Nothing is computed, and no memory is needed."""
+    try:
+        config = AutoConfig.for_model(**language_model.config.to_dict())
+        with torch.device("meta"):
+            found = AutoModel.from_config(config)
+        head_shape = (config.vocab_size, config.hidden_size)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unsupported(language_model, "has no model without head that AutoModel builds") from error
+    if tuple(language_model.get_output_embeddings().weight.shape) != head_shape:
+        raise _unsupported(language_model, f"has a head of another shape than {head_shape[0]} x {head_shape[1]}")
+    own, expected = language_model.base_model.state_dict(), found.state_dict()
+    if own.keys() != expected.keys() or any(own[name].shape != value.shape for name, value in expected.items()):
+        raise _unsupported(language_model, f"keeps other weights than the {type(found).__name__} of its configuration")
+    parameters = inspect.signature(found.forward).parameters
+    if missing := sorted({"inputs_embeds", "attention_mask"} - parameters.keys()):
+        raise _unsupported(language_model, f"takes no {' and no '.join(missing)}, as which images are given to it")
+
+
+@torch.no_grad()
+def _require_same_logits(model: "ETTForConditionalGeneration", language_model: PreTrainedModel):
+    """Raises `TypeError` where a model scores a few tokens otherwise than the language model it was made of, which
+    then scales its embeddings, hidden states or logits in a way that is not the head's. Without weights (on the meta
+    device) nothing is compared."""
+    parameters = [*model.parameters(), *language_model.parameters()]
+    if any(parameter.is_meta for parameter in parameters):
+        return
+    vocab_size = language_model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(1, PROBE_LENGTH + 1)[None] * max(1, vocab_size // (PROBE_LENGTH + 1)) % vocab_size
+    scores = []
+    for one in (model, language_model):
+        was_training = one.training
+        one.eval()
+        try:
+            scores.append(one(input_ids=ids.to(one.device), use_cache=False).logits.double().cpu())
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _unsupported(language_model, "does not run on embeddings and an attention mask alone") from error
+        finally:
+            one.train(was_training)
+    found, expected = scores
+    # Half precision rounds in each layer; scales and shifts that matter are larger.
+    tolerance = 0.1 if any(parameter.dtype.itemsize < 4 for parameter in parameters) else 1e-3
+    if found.shape != expected.shape or not (found - expected).abs().max() <= tolerance * expected.abs().max():
+        raise _unsupported(
+            language_model, "scales or shifts what its layers and its head's matrix give, in a way that ETT does not"
+        )
 
 
 __all__ = [
