@@ -23,7 +23,7 @@ from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
-from .scoring_head import ScoringHead
+from .scoring_head import ScoringHead, summed_cross_entropy
 
 
 @dataclass
@@ -539,12 +539,15 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
 
     @staticmethod
     def _loss(
-        head: ScoringHead, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | None
+        head: nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | None
     ) -> torch.Tensor:
         """Cross-entropy of labels, as a mean over them or over `num_items`."""
         if num_items is None:
             num_items = (labels != -100).sum().clamp(min=1)
-        return head(hidden_states, labels) / num_items
+        if isinstance(head, ScoringHead):
+            return head(hidden_states, labels) / num_items
+        # Adapters wrap a head, and change its scores, which it must therefore give.
+        return summed_cross_entropy(head, hidden_states, labels) / num_items
 
     def _before_codes(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
         """Hidden states `(num_codes_in_batch, C)` before each placeholder, from which its code is predicted."""
