@@ -16,7 +16,13 @@ CHAT_TEMPLATE = """\
 {%- endmacro -%}
 {%- for message in messages -%}
     {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
-    {{- write(message['content']) + 'END_TOKEN' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}
+            {{- write(message['content']) + 'END_TOKEN' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- write(message['content']) + 'END_TOKEN' -}}
+    {%- endif -%}
     {{- 'BETWEEN' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}

@@ -3,6 +3,7 @@
 import copy
 import math
 import numbers
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -224,6 +225,28 @@ class ETTProcessor(ProcessorMixin):
             features.update({name: value if as_tensor else value.numpy() for name, value in chosen.items()})
         return features
 
+    def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, **kwargs):
+        """
+        As in transformers, and what the model would not see is an error.
+
+        Raises:
+            ValueError: A part of a message is no text and no image; `tools` or `documents` are given, and the chat
+                template has no place for them.
+        """
+        template = str(self.chat_template if chat_template is None else chat_template)
+        for name, given in {"tools": tools, "documents": documents}.items():
+            if given and name not in template:
+                raise ValueError(
+                    f"{name} are given, and the model's chat template does not write them; leave {name} out, or give "
+                    "a chat_template that does."
+                )
+        for kind in _kinds_of_parts(conversation):
+            if kind not in ("text", "image", "image_url"):
+                raise ValueError(f"A message has a part of type {kind!r}; expected parts of type text or image.")
+        return super().apply_chat_template(
+            conversation, chat_template=chat_template, tools=tools, documents=documents, **kwargs
+        )
+
     def prepare_drawing(self, prompts: str | list[str], **kwargs) -> BatchFeature:
         """
         Inputs of `generate(..., generation_mode="image")`: each prompt ends with the image start token, after which
@@ -427,6 +450,15 @@ class ETTProcessor(ProcessorMixin):
         codes = self.vision_tokenizer.encode_codes(pixels)
         embeddings = self.vision_tokenizer.codes_to_embeddings(codes)
         return codes.cpu(), embeddings.flatten(2).transpose(1, 2).contiguous().cpu()
+
+
+def _kinds_of_parts(conversation) -> Iterator[str]:
+    """The types of the parts of all messages in a chat, or in a list of chats."""
+    for entry in getattr(conversation, "messages", conversation):
+        if isinstance(entry, (list, tuple)) or hasattr(entry, "messages"):
+            yield from _kinds_of_parts(entry)
+        elif isinstance(entry, dict) and isinstance(entry.get("content"), list):
+            yield from (part.get("type") for part in entry["content"] if isinstance(part, dict))
 
 
 def _is_nested(images) -> bool:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
+import ett  # noqa: F401 - tells peft of ETT's default targets
 from modeling_ett import scoring_head
 from modeling_ett.scoring_head import ScoringHead, summed_cross_entropy
 
@@ -87,3 +88,11 @@ def test_in_chunks_the_loss_and_its_gradients_are_those_of_all_scores(monkeypatc
     torch.testing.assert_close(loss, expected)
     found = torch.autograd.grad(loss, (states, head.weight))
     torch.testing.assert_close(found, torch.autograd.grad(expected, (states, head.weight)))
+
+
+def test_by_default_peft_adapts_the_language_models_layers_alone(make_model):
+    model = get_peft_model(make_model(), LoraConfig(r=2))
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    parts = {name.split(".")[-1] for name in adapted}
+    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".language_model.layers." in name for name in adapted)

@@ -240,6 +240,17 @@ def test_an_answer_ends_with_the_token_of_a_template_of_ones_own():
     assert [label for label in item["labels"] if label != IGNORED][-1] == processor.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_mask_of_the_assistants_tokens_is_what_training_predicts(name):
+    processor = make_processor(name)
+    item = prepare(processor, "chat", messages=TURNS, images=[IMAGE])
+    features = processor.apply_chat_template(TURNS, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    assert features["input_ids"][0].tolist() == item["input_ids"]
+    assert torch.as_tensor(features["assistant_masks"])[0].tolist() == [
+        int(label != IGNORED) for label in item["labels"]
+    ]
+
+
 # Padding
 
 
