@@ -27,6 +27,13 @@ _TABLES = "transformers.models.auto.auto_mappings"
 _MODEL = "modeling_ett.modeling_ett"
 _DIFFUSERS = "diffusers"
 
+_PEFT_TABLES = "peft.utils.constants"
+_ADAPTED = (
+    "q_proj|k_proj|v_proj|o_proj|out_proj|qkv_proj|gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|"
+    "c_attn|c_proj|c_fc|query_key_value|dense|dense_h_to_4h|dense_4h_to_h"
+)
+"""Linear maps of attention and MLP, as the language models of transformers name them."""
+
 # One class serves both; transformers asks for torchvision first, and warns where there is none.
 _BACKENDS = ("torchvision", "pil")
 
@@ -67,6 +74,10 @@ def prepare():
         _add_to_diffusers(sys.modules[_DIFFUSERS])
     else:
         sys.meta_path.insert(0, _AfterImport(_DIFFUSERS, _add_to_diffusers))
+    if _PEFT_TABLES in sys.modules:
+        _add_adapter_targets(sys.modules[_PEFT_TABLES])
+    else:
+        sys.meta_path.insert(0, _AfterImport(_PEFT_TABLES, _add_adapter_targets))
 
 
 def _add_to_diffusers(module: ModuleType):
@@ -76,6 +87,15 @@ def _add_to_diffusers(module: ModuleType):
     if hasattr(lazy, "_class_to_module"):
         lazy._class_to_module["IBQModel"] = "models.ett"
         sys.modules["diffusers.models.ett"] = sys.modules[__name__]
+
+
+def _add_adapter_targets(tables: ModuleType):
+    """peft's default `target_modules` of LoRA and of the methods that share its table: the language model's linear
+    maps, and none of the vision tokenizer's, whose names are the same."""
+    lora = dict(tables.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING)
+    for name, table in vars(tables).items():
+        if name.endswith("_TARGET_MODULES_MAPPING") and table == lora:
+            table.setdefault("ett", rf"(.*\.)?language_model\..*\.({_ADAPTED})")
 
 
 def _add_names(tables: ModuleType):

@@ -89,7 +89,7 @@ def picture_prompt(processor: ETTProcessor, text: str) -> str:
 
 def tokenize(processor: ETTProcessor, prompts: list[str]) -> BatchEncoding:
     """Prompts that hold a placeholder for each code, padded on the left; the processor would ask for pictures."""
-    return processor.tokenizer(prompts, padding=True, return_token_type_ids=False, return_tensors="pt")
+    return processor.encode_texts(prompts)
 
 
 def answer(

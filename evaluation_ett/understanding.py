@@ -213,7 +213,7 @@ def caption_loss(
     tokenizer = processor.tokenizer
     before = tokenize(processor, [prompt] * len(captions))
     after = tokenizer(
-        [text + tokenizer.eos_token for text in captions],
+        [text + processor.end_token for text in captions],
         add_special_tokens=False,
         padding=True,
         padding_side="right",

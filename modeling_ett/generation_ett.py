@@ -231,10 +231,8 @@ class ImageGenerationMixin:
         num_pictures = num_prompts * num_images_per_prompt
         rows = torch.arange(num_prompts, device=input_ids.device).repeat_interleave(num_images_per_prompt)
         if guidance_scale > 1:
-            # The empty prompt is the image start token alone, and the same for all.
-            input_ids = torch.cat([input_ids, torch.full_like(input_ids[:1], self.config.image_start_token_id)])
-            empty_mask = torch.zeros_like(attention_mask[:1])
-            empty_mask[:, -1] = 1
+            empty, empty_mask = self._empty_prompt(input_ids, attention_mask)
+            input_ids = torch.cat([input_ids, empty])
             attention_mask = torch.cat([attention_mask, empty_mask])
             rows = torch.cat([rows, torch.full_like(rows, num_prompts)])
         cache = DynamicCache(config=self.config.text_config)
@@ -294,6 +292,22 @@ class ImageGenerationMixin:
                 cache,
                 guidance_scale,
             )
+
+    def _empty_prompt(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
+        """Ids and mask `(1, sequence_length)` of the empty prompt, padded on the left: the image start token, after
+        BOS where each of the prompts begins with BOS, as in training."""
+        bos = self.generation_config.bos_token_id
+        if bos is None:
+            bos = getattr(self.config.text_config, "bos_token_id", None)
+        empty = torch.full_like(input_ids[:1], self.config.image_start_token_id)
+        empty_mask = torch.zeros_like(attention_mask[:1])
+        empty_mask[:, -1] = 1
+        first = input_ids.gather(1, attention_mask.long().argmax(dim=1, keepdim=True))
+        if isinstance(bos, int) and input_ids.shape[1] > 1 and bool((first == bos).all()):
+            empty[:, -2], empty_mask[:, -2] = bos, 1
+        return empty, empty_mask
 
     def _step(
         self,

@@ -6,15 +6,18 @@
 - The same embeddings are decoded to a picture when a reconstruction is asked for.
 """
 
+import copy
+import inspect
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 from transformers.utils.deprecation import deprecate_kwarg
@@ -23,7 +26,7 @@ from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
-from .scoring_head import ScoringHead
+from .scoring_head import ScoringHead, summed_cross_entropy
 
 
 @dataclass
@@ -167,9 +170,33 @@ class ETTModel(ETTPreTrainedModel):
             # A language model's small deviation would start the projector near zero.
             modules += self.projector.modules()
         self.language_model = AutoModel.from_config(config.text_config)
+        embeddings = self.language_model.get_input_embeddings()
+        if isinstance(embeddings, nn.Embedding):
+            # Its row would get no gradient, and padding may be the token that ends an answer.
+            embeddings.padding_idx = None
         for module in modules:
             module.keeps_torch_init = True
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ETTModel":
+        """Every cast and every move of a model ends here. The vision tokenizer moves with the rest and stays in
+        float32, whatever the rest is cast to: in another precision it would give other codes."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            is_cast = tensor.is_floating_point() and moved.dtype != tensor.dtype
+            return tensor.to(moved.device, torch.float32) if is_cast else moved
+
+        tokenizer = self._modules.get("vision_tokenizer")
+        if tokenizer is None or not recurse:
+            return super()._apply(fn, recurse)
+        tokenizer._apply(move)
+        # Its place is kept, because optimizers and checkpoints count parameters in their order.
+        self._modules["vision_tokenizer"] = None
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self._modules["vision_tokenizer"] = tokenizer
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -365,7 +392,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
 
     @classmethod
     def from_parts(
-        cls, language_model: PreTrainedModel, vision_tokenizer: IBQModel, **config_kwargs
+        cls,
+        language_model: PreTrainedModel,
+        vision_tokenizer: IBQModel,
+        processor: ProcessorMixin | None = None,
+        **config_kwargs,
     ) -> "ETTForConditionalGeneration":
         """Joins a causal language model and a tokenizer, sharing their weights; projector, or index embedding, and
         visual head are new.
@@ -373,11 +404,13 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         Args:
             language_model (`PreTrainedModel`): Any causal language model with a head, e.g. `Qwen2ForCausalLM`.
             vision_tokenizer ([`IBQModel`]): The vision tokenizer.
+            processor ([`ETTProcessor`], *optional*): Gives the image tokens' numbers, and the tokens of texts, as
+                [`~ETTForConditionalGeneration.set_text_tokens`] does.
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
-            TypeError: `language_model` has no head, or one that does more than multiply, or `vision_tokenizer` is no
-                [`IBQModel`].
+            TypeError: `language_model` has no head, or one that does more than multiply, is of a family that takes no
+                embeddings or cannot be built from its configuration, or `vision_tokenizer` is no [`IBQModel`].
         """
         head = language_model.get_output_embeddings()
         if head is None:
@@ -386,7 +419,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             )
         text_config = language_model.config
         scaling = getattr(text_config, "logits_scaling", 1.0) or 1.0
-        if head.bias is not None or getattr(text_config, "final_logit_softcapping", None) or scaling != 1.0:
+        if (
+            head.state_dict().keys() != {"weight"}
+            or getattr(text_config, "final_logit_softcapping", None)
+            or scaling != 1.0
+        ):
             raise TypeError(
                 f"{type(language_model).__name__} adds to, scales or caps what its head's matrix gives; ETT supports "
                 "heads without, such as those of Qwen, Llama, SmolLM and Gemma 1 and 3."
@@ -394,15 +431,37 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         if type(vision_tokenizer).__name__ != IBQModel.__name__:
             raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
         vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
-        config = ETTConfig(text_config=language_model.config.to_dict(), vq_config=vq_config, **config_kwargs)
-        model = cls(config)
+        text_config = language_model.config.to_dict()
+        if processor is not None:
+            names = ("image_token_id", "image_start_token_id", "image_end_token_id")
+            config_kwargs = {**{name: getattr(processor, name) for name in names}, **config_kwargs}
+        _require_base_model(language_model)
+        model = cls(ETTConfig(text_config=text_config, vq_config=vq_config, **config_kwargs))
         model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
         model.tie_weights()
+        _require_same_logits(model, language_model)
         if language_model.generation_config is not None:
             model.generation_config = language_model.generation_config
+        if processor is not None:
+            model.set_text_tokens(processor)
         return model
+
+    def set_text_tokens(self, processor: ProcessorMixin):
+        """Makes the model begin, end and pad texts as its processor does: generation then stops at the token that ends
+        an answer in training, and not where the language model stopped before.
+
+        Args:
+            processor ([`ETTProcessor`]): The model's.
+        """
+        tokenizer, beginning = processor.tokenizer, processor.beginning_ids
+        # The language model's own configuration is not changed.
+        self.generation_config = copy.deepcopy(self.generation_config)
+        self.generation_config.bos_token_id = beginning[0] if beginning else None
+        for config in (self.generation_config, self.config.text_config):
+            config.eos_token_id = tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -496,12 +555,15 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
 
     @staticmethod
     def _loss(
-        head: ScoringHead, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | None
+        head: nn.Module, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | None
     ) -> torch.Tensor:
         """Cross-entropy of labels, as a mean over them or over `num_items`."""
         if num_items is None:
             num_items = (labels != -100).sum().clamp(min=1)
-        return head(hidden_states, labels) / num_items
+        if isinstance(head, ScoringHead):
+            return head(hidden_states, labels) / num_items
+        # Adapters wrap a head, and change its scores, which it must therefore give.
+        return summed_cross_entropy(head, hidden_states, labels) / num_items
 
     def _before_codes(self, hidden_states: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
         """Hidden states `(num_codes_in_batch, C)` before each placeholder, from which its code is predicted."""
@@ -548,6 +610,66 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **pictures}
+
+
+PROBE_LENGTH = 4
+"""Tokens by which two language models are compared."""
+
+
+def _unsupported(language_model: PreTrainedModel, reason: str) -> TypeError:
+    return TypeError(
+        f"{type(language_model).__name__} {reason}; choose a decoder-only language model such as Qwen2, Llama, "
+        "SmolLM3 or Gemma 3."
+    )
+
+
+def _require_base_model(language_model: PreTrainedModel):
+    """Raises `TypeError` where `AutoModel` cannot build the model below a language model's head from its
+    configuration, or where that takes other weights or inputs. Nothing is computed, and no memory is needed."""
+    try:
+        config = AutoConfig.for_model(**language_model.config.to_dict())
+        with torch.device("meta"):
+            found = AutoModel.from_config(config)
+        head_shape = (config.vocab_size, config.hidden_size)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unsupported(language_model, "has no model without head that AutoModel builds") from error
+    if tuple(language_model.get_output_embeddings().weight.shape) != head_shape:
+        raise _unsupported(language_model, f"has a head of another shape than {head_shape[0]} x {head_shape[1]}")
+    own, expected = language_model.base_model.state_dict(), found.state_dict()
+    if own.keys() != expected.keys() or any(own[name].shape != value.shape for name, value in expected.items()):
+        raise _unsupported(language_model, f"keeps other weights than the {type(found).__name__} of its configuration")
+    parameters = inspect.signature(found.forward).parameters
+    if missing := sorted({"inputs_embeds", "attention_mask"} - parameters.keys()):
+        raise _unsupported(language_model, f"takes no {' and no '.join(missing)}, as which images are given to it")
+
+
+@torch.no_grad()
+def _require_same_logits(model: "ETTForConditionalGeneration", language_model: PreTrainedModel):
+    """Raises `TypeError` where a model scores a few tokens otherwise than the language model it was made of, which
+    then scales its embeddings, hidden states or logits in a way that is not the head's. Without weights (on the meta
+    device) nothing is compared."""
+    parameters = [*model.parameters(), *language_model.parameters()]
+    if any(parameter.is_meta for parameter in parameters):
+        return
+    vocab_size = language_model.get_output_embeddings().weight.shape[0]
+    ids = torch.arange(1, PROBE_LENGTH + 1)[None] * max(1, vocab_size // (PROBE_LENGTH + 1)) % vocab_size
+    scores = []
+    for one in (model, language_model):
+        was_training = one.training
+        one.eval()
+        try:
+            scores.append(one(input_ids=ids.to(one.device), use_cache=False).logits.double().cpu())
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _unsupported(language_model, "does not run on embeddings and an attention mask alone") from error
+        finally:
+            one.train(was_training)
+    found, expected = scores
+    # Half precision rounds in each layer; scales and shifts that matter are larger.
+    tolerance = 0.1 if any(parameter.dtype.itemsize < 4 for parameter in parameters) else 1e-3
+    if found.shape != expected.shape or not (found - expected).abs().max() <= tolerance * expected.abs().max():
+        raise _unsupported(
+            language_model, "scales or shifts what its layers and its head's matrix give, in a way that ETT does not"
+        )
 
 
 __all__ = [

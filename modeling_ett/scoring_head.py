@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**24
 """Scores held at a time: 64 MiB in float32."""
@@ -43,6 +44,32 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
+def summed_cross_entropy(head: nn.Module, hidden_states: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    """
+    Cross-entropy of a head of any kind, for instance one with an adapter beside it. A chunk's scores are computed once
+    more in the backward pass, and are never held for all positions at once.
+
+    Args:
+        head (`nn.Module`): Hidden states `(num_labels, hidden_size)` to scores `(num_labels, num_tokens)`.
+        hidden_states (`torch.Tensor` of shape `(..., hidden_size)`).
+        labels (`torch.LongTensor` of shape `(...)`): In `[0, num_tokens)`, or -100 where there is nothing to predict.
+
+    Returns:
+        Sum of the cross-entropies (in nats), of shape `()` in float32.
+    """
+
+    def loss(states: torch.Tensor, own: torch.LongTensor) -> torch.Tensor:
+        return F.cross_entropy(head(states).float(), own, reduction="sum")
+
+    is_labelled = (labels != -100).to(hidden_states.device)
+    hidden_states, labels = hidden_states[is_labelled], labels.to(hidden_states.device)[is_labelled]
+    rows = max(1, CHUNK_ELEMENTS // max(1, head.weight.shape[0]))
+    if len(labels) <= rows:
+        return loss(hidden_states, labels)
+    chunks = zip(hidden_states.split(rows), labels.split(rows), strict=True)
+    return sum(checkpoint(loss, states, own, use_reentrant=False) for states, own in chunks)
+
+
 class ScoringHead(nn.Linear):
     """Hidden states to scores, `(..., hidden_size)` to `(..., num_tokens)`, without bias.
 
@@ -79,4 +106,4 @@ class ScoringHead(nn.Linear):
             return _ChunkedCrossEntropy.apply(hidden_states, weight, labels)
 
 
-__all__ = ["ScoringHead"]
+__all__ = ["ScoringHead", "summed_cross_entropy"]

@@ -5,16 +5,25 @@ from transformers import PreTrainedTokenizerBase
 from .word_tokenizer import is_word_level
 
 CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-    {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
+{%- macro write(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
     {%- else -%}
-        {%- for part in message['content'] -%}
+        {%- for part in content -%}
             {{- 'IMAGE_TOKEN' if part['type'] == 'image' else part['text'] -}}
         {%- endfor -%}
     {%- endif -%}
-    {{- 'TURN_END' -}}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {{- 'TURN_START' + message['role'] + 'ROLE_END' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}
+            {{- write(message['content']) + 'END_TOKEN' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- write(message['content']) + 'END_TOKEN' -}}
+    {%- endif -%}
+    {{- 'BETWEEN' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- 'TURN_START' + 'assistant' + 'ROLE_END' -}}
@@ -25,14 +34,15 @@ CHAT_TEMPLATE = """\
 def build_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str) -> str:
     """A Jinja chat template: Qwen's ChatML where the tokenizer has its tokens, without line breaks where these
     would be tokens of their own (word-level tokenizers); else lines such as "user: ..."."""
-    if is_word_level(tokenizer):
-        turn_start, role_end, turn_end = "<|im_start|>", " ", "<|im_end|>"
-    elif "<|im_start|>" in tokenizer.get_vocab():
-        turn_start, role_end, turn_end = "<|im_start|>", r"\n", r"<|im_end|>\n"
+    if not {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys():
+        turn_start, role_end, end_token, between = "", ": ", tokenizer.eos_token or "", r"\n"
+    elif is_word_level(tokenizer):
+        turn_start, role_end, end_token, between = "<|im_start|>", " ", "<|im_end|>", ""
     else:
-        turn_start, role_end, turn_end = "", ": ", (tokenizer.eos_token or "") + r"\n"
+        turn_start, role_end, end_token, between = "<|im_start|>", r"\n", "<|im_end|>", r"\n"
     template = CHAT_TEMPLATE.replace("TURN_START", turn_start).replace("ROLE_END", role_end)
-    return template.replace("TURN_END", turn_end).replace("IMAGE_TOKEN", image_token)
+    template = template.replace("END_TOKEN", end_token).replace("BETWEEN", between)
+    return template.replace("IMAGE_TOKEN", image_token)
 
 
 __all__ = ["build_chat_template"]

@@ -53,7 +53,7 @@ class ETTImageTextToTextPipeline(_CheckedInputs, ImageTextToTextPipeline):
 
         pipe = pipeline("image-text-to-text", model="ett-chat")
         pipe(text=chat, return_full_text=False)              # [{"input_text": ..., "generated_text": "red"}]
-        pipe("photo.png", "<image> a photo of")              # goes on with the text
+        pipe("photo.png", f"{pipe.processor.image_token} a photo of")  # goes on with the text
 
     With any other model it is an `ImageTextToTextPipeline`.
     """

@@ -3,14 +3,24 @@
 import copy
 import math
 import numbers
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
 from .chat_template_ett import build_chat_template
 from .image_processing_ett import ETTImageProcessor, height_and_width
+from .text_encoding_ett import (
+    TextEncoder,
+    begin_once,
+    beginning_ids,
+    chat_layout,
+    choose_padding,
+    cut,
+    find_end_token,
+)
 from .word_tokenizer import unknown_words
 
 IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
@@ -30,6 +40,7 @@ class ETTProcessor(ProcessorMixin):
     Args:
         image_processor (`ETTImageProcessor`): Its `size` must be a multiple of `spatial_factor`.
         tokenizer (`PreTrainedTokenizerBase`): Must hold the three image tokens. Its padding side is set to the left.
+            Its EOS becomes the token that ends an answer in the chat template. Without a padding token it gets one.
         vision_tokenizer (`IBQModel`, *optional*): Needed by `return_codes` and `return_embeddings` only. It is a model
             and never saved with the processor; it may be set and removed as an attribute at any time.
         spatial_factor (`int`, defaults to 16): Pixels a code along each side.
@@ -71,6 +82,11 @@ class ETTProcessor(ProcessorMixin):
         super().__init__(
             image_processor, tokenizer, chat_template=chat_template or build_chat_template(tokenizer, image_token)
         )
+        end_token = find_end_token(tokenizer, self._chat_layout()[1])
+        if end_token is not None and end_token != tokenizer.eos_token:
+            # Qwen's base models stop at <|endoftext|>, which no answer in ChatML ends with.
+            tokenizer.add_special_tokens({"eos_token": end_token})
+        choose_padding(tokenizer)
         self.image_placeholder()
 
     @classmethod
@@ -191,7 +207,9 @@ class ETTProcessor(ProcessorMixin):
             self.check_vocabulary("\n".join(text))
             if generation_mode == "image":
                 text = [sample + self.image_start_token for sample in text]
-        features = super().__call__(
+        with_encoder = copy.copy(self)
+        with_encoder.tokenizer = TextEncoder(self.tokenizer, self._borders())
+        features = super(ETTProcessor, with_encoder).__call__(
             images=images,
             text=text,
             text_kwargs={"padding": padding, "return_tensors": return_tensors, **(text_kwargs or {})},
@@ -207,6 +225,28 @@ class ETTProcessor(ProcessorMixin):
             features.update({name: value if as_tensor else value.numpy() for name, value in chosen.items()})
         return features
 
+    def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, **kwargs):
+        """
+        As in transformers, and what the model would not see is an error.
+
+        Raises:
+            ValueError: A part of a message is no text and no image; `tools` or `documents` are given, and the chat
+                template has no place for them.
+        """
+        template = str(self.chat_template if chat_template is None else chat_template)
+        for name, given in {"tools": tools, "documents": documents}.items():
+            if given and name not in template:
+                raise ValueError(
+                    f"{name} are given, and the model's chat template does not write them; leave {name} out, or give "
+                    "a chat_template that does."
+                )
+        for kind in _kinds_of_parts(conversation):
+            if kind not in ("text", "image", "image_url"):
+                raise ValueError(f"A message has a part of type {kind!r}; expected parts of type text or image.")
+        return super().apply_chat_template(
+            conversation, chat_template=chat_template, tools=tools, documents=documents, **kwargs
+        )
+
     def prepare_drawing(self, prompts: str | list[str], **kwargs) -> BatchFeature:
         """
         Inputs of `generate(..., generation_mode="image")`: each prompt ends with the image start token, after which
@@ -216,6 +256,50 @@ class ETTProcessor(ProcessorMixin):
             ValueError: A prompt is empty, or a word is beyond a word-level vocabulary.
         """
         return self(text=prompts, generation_mode="image", **kwargs)
+
+    def encode_pieces(self, texts: list[str]) -> list[list[int]]:
+        """
+        Consecutive parts of one text to the token ids that the model sees of them, each placeholder as one token.
+        Joined they are the ids of the whole text in a call of the processor, if each part ends where an answer begins
+        or ends.
+
+        Args:
+            texts (`list[str]`): Parts; the first one gets the tokens that begin a text (BOS).
+        """
+        pieces = [cut(text, self._borders()) for text in texts]
+        flat = [piece for group in pieces for piece in group]
+        encoded = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+        ids = [[token for _ in group for token in next(encoded)] for group in pieces]
+        if ids:
+            joined, beginning = [token for part in ids for token in part], self.beginning_ids
+            ids[0] = beginning[: len(begin_once(joined, beginning)) - len(joined)] + ids[0]
+        return ids
+
+    def encode_texts(self, texts: list[str]) -> BatchEncoding:
+        """
+        Texts in which each code of a picture has its placeholder already, as evaluation caches them, to `input_ids`
+        and `attention_mask` of shape `(batch_size, length)`, padded on the left.
+        """
+        return TextEncoder(self.tokenizer, self._borders())(texts, padding=True, return_tensors="pt")
+
+    @property
+    def beginning_ids(self) -> list[int]:
+        """The token ids before every text (BOS), in training and in inference; empty for most tokenizers."""
+        return beginning_ids(self.tokenizer)
+
+    @property
+    def end_token(self) -> str:
+        """The token that ends an answer in training and stops generation: the tokenizer's EOS.
+
+        Raises:
+            ValueError: The tokenizer has none.
+        """
+        if self.tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has no token that ends a text, so a model could not learn to stop; set "
+                "tokenizer.eos_token before the processor is made."
+            )
+        return self.tokenizer.eos_token
 
     def chat_about(self, picture, question: str | None = None) -> list[dict]:
         """
@@ -310,6 +394,18 @@ class ETTProcessor(ProcessorMixin):
             generated_outputs, skip_special_tokens=skip_special_tokens, generation_mode=generation_mode, **kwargs
         )
 
+    def _chat_layout(self) -> tuple[str, str]:
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        named = self.tokenizer.special_tokens_map.items()
+        tokens = tuple((name, str(token)) for name, token in named if not isinstance(token, (list, tuple)))
+        return chat_layout(template, tokens) if isinstance(template, str) else ("", "")
+
+    def _borders(self) -> tuple[str, ...]:
+        """The texts after which an answer begins, and the token that ends one."""
+        return self._chat_layout()[0], self.tokenizer.eos_token or ""
+
     def _caption_text(self, num_images: int) -> str:
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": self.caption_prompt}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -354,6 +450,15 @@ class ETTProcessor(ProcessorMixin):
         codes = self.vision_tokenizer.encode_codes(pixels)
         embeddings = self.vision_tokenizer.codes_to_embeddings(codes)
         return codes.cpu(), embeddings.flatten(2).transpose(1, 2).contiguous().cpu()
+
+
+def _kinds_of_parts(conversation) -> Iterator[str]:
+    """The types of the parts of all messages in a chat, or in a list of chats."""
+    for entry in getattr(conversation, "messages", conversation):
+        if isinstance(entry, (list, tuple)) or hasattr(entry, "messages"):
+            yield from _kinds_of_parts(entry)
+        elif isinstance(entry, dict) and isinstance(entry.get("content"), list):
+            yield from (part.get("type") for part in entry["content"] if isinstance(part, dict))
 
 
 def _is_nested(images) -> bool:

@@ -279,6 +279,31 @@ def test_a_picture_stands_where_a_question_has_its_token_or_else_before_it(proce
     assert tokens(processor, features) == turns
 
 
+@pytest.mark.parametrize("kind", ["video", "audio", "file", None])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_part_of_a_chat_that_is_no_text_and_no_image_is_an_error(processor, kind, batched):
+    chat = [{"role": "user", "content": [{"type": kind, "url": "a.mp4"}, {"type": "text", "text": "what color?"}]}]
+    message = rf"^A message has a part of type {kind!r}; expected parts of type text or image\.$"
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template([chat, chat] if batched else chat)
+
+
+def test_an_image_in_the_form_of_openai_is_an_image(processor):
+    content = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "what color?"}]
+    assert "<image>what color?" in processor.apply_chat_template([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_what_the_chat_template_does_not_write_is_an_error(processor, name):
+    chat = [{"role": "user", "content": "what color?"}]
+    given = {name: [{"title": "a", "text": "red"}]}
+    with pytest.raises(ValueError, match=rf"^{name} are given, and the model's chat template does not write them"):
+        processor.apply_chat_template(chat, **given)
+    assert processor.apply_chat_template(chat, **{name: []}) == processor.apply_chat_template(chat)
+    template = "{{ " + name + "[0]['text'] }}"
+    assert processor.apply_chat_template(chat, chat_template=template, **given) == "red"
+
+
 def test_an_empty_question_about_a_picture(processor, picture):
     with pytest.raises(ValueError, match="The prompt is empty"):
         processor.chat_about(picture, " ")

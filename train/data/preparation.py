@@ -85,6 +85,9 @@ class PreparedDataset(Dataset):
         self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
         self.independent_turns = independent_turns and task == "chat"
         self._skipped = SkippedRows()
+        if task in ("text", "caption", "chat"):
+            # Before any example is read; see its error.
+            processor.end_token  # noqa: B018
         if task != "reconstruction":
             placeholder = processor.image_placeholder()
             self.picture_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
@@ -188,16 +191,17 @@ class PreparedDataset(Dataset):
         return {**joined, "branches": branches}
 
     def _join(self, segments: Segments, example: dict[str, Any]) -> dict[str, list[int]]:
-        """Segments to one sequence, each picture's placeholder to one for each of its codes."""
+        """Segments to one sequence, as inference tokenizes them; each picture's placeholder becomes one for each of
+        its codes."""
         input_ids, labels = [], []
-        texts, predicted = zip(*segments, strict=True)
+        texts, predicted = zip(*_joined(segments), strict=True)
         placeholders = sum(text.count(self.processor.image_token) for text in texts)
         if placeholders != num_pictures(example):
             raise ValueError(
                 f"An example has {num_pictures(example)} pictures and {placeholders} placeholders "
                 f"{self.processor.image_token} in its text; give one placeholder for each."
             )
-        encoded = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        encoded = self.processor.encode_pieces(list(texts))
         if any(self.processor.tokenizer.unk_token_id in ids for ids in encoded):
             self.processor.check_vocabulary("\n".join(texts))
         for ids, is_predicted in zip(encoded, predicted, strict=True):
@@ -206,6 +210,9 @@ class PreparedDataset(Dataset):
                 expanded += self.picture_ids if token == self.processor.image_token_id else [token]
             input_ids += expanded
             labels += expanded if is_predicted else [IGNORED] * len(expanded)
+        beginning = self.processor.beginning_ids
+        # Nothing stands before BOS that could predict it.
+        labels[: len(beginning)] = [IGNORED] * len(beginning)
         return {"input_ids": input_ids, "labels": labels}
 
     def _check_length(self, prepared: dict[str, list[int]]):
@@ -214,6 +221,12 @@ class PreparedDataset(Dataset):
                 f"An example is {len(prepared['input_ids'])} tokens long, more than "
                 f"data.max_length={self.max_length}; shorten it or raise the limit."
             )
+
+
+def _joined(segments: Segments) -> Segments:
+    """Neighbours that are both predicted, or both not, as one: inference sees them as one text, too."""
+    groups = itertools.groupby(segments, key=lambda segment: segment[1])
+    return [("".join(text for text, _ in group), is_predicted) for is_predicted, group in groups]
 
 
 class InMemoryDataset(Dataset):

@@ -15,9 +15,10 @@ def num_pictures(example: dict[str, Any]) -> int:
 
 def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     """Text alone, all of it predicted; a conversation about it follows where there is one."""
-    text = example["text"] + processor.tokenizer.eos_token
+    text = example["text"] + processor.end_token
     if "messages" in example:
-        text += processor.apply_chat_template(example["messages"])
+        # A template may begin with BOS, which stands before the text already.
+        text += processor.apply_chat_template(example["messages"]).removeprefix(processor.tokenizer.bos_token or "")
     return [(text, True)]
 
 
@@ -31,7 +32,7 @@ def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segmen
 
 def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     """A conversation in the chat template; the assistant's turns are predicted, with the token that ends them."""
-    messages, end = example["messages"], processor.tokenizer.eos_token
+    messages, end = example["messages"], processor.end_token
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     before = processor.apply_chat_template([messages[:index] for index in turns], add_generation_prompt=True)
     after = processor.apply_chat_template([messages[: index + 1] for index in turns])

@@ -38,7 +38,9 @@ def build_model(
         model = load_model(section, **how)
         check_visual_embedding(recipe, model.config.visual_embedding)
         stay_trainable(model)
-        return model, ETTProcessor.from_pretrained(section.path)
+        processor = ETTProcessor.from_pretrained(section.path)
+        model.set_text_tokens(processor)
+        return model, processor
     require_parts(section)
     vision_tokenizer = build_tokenizer(section.vision_tokenizer)
     text_tokenizer = build_text_tokenizer(section, examples)
@@ -194,17 +196,12 @@ def join(
     language_model: torch.nn.Module, vision_tokenizer: IBQModel, processor: ETTProcessor, section: ModelSection
 ) -> ETTForConditionalGeneration:
     """A new ETT model of two parts, that ends and pads texts as the processor's tokenizer does."""
-    model = ETTForConditionalGeneration.from_parts(
+    return ETTForConditionalGeneration.from_parts(
         language_model,
         vision_tokenizer,
-        image_token_id=processor.image_token_id,
-        image_start_token_id=processor.image_start_token_id,
-        image_end_token_id=processor.image_end_token_id,
+        processor,
         **{name: section.of_new(name) for name in NEW_MODEL},
     )
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return model
 
 
 def build_tokenizer(source: str | dict[str, Any] | None, linear_start: bool = False) -> IBQModel:

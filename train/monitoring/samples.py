@@ -87,7 +87,8 @@ class Drawings:
         items = first_examples(trainer.train_dataset, LOOKED_AT)
         prompts = [item["input_ids"][: item["input_ids"].index(start) + 1] for item in items]
         # An example whose text was left out, for guidance, asks for nothing.
-        self.prompts = [prompt for prompt in prompts if len(prompt) > 1][:NUM_DRAWINGS]
+        empty = [[start], [trainer.model.generation_config.bos_token_id, start]]
+        self.prompts = [prompt for prompt in prompts if prompt not in empty][:NUM_DRAWINGS]
 
     def draw(self, trainer: Trainer) -> Shown:
         if not self.prompts:
