@@ -58,7 +58,7 @@ def test_examples_with_codes_are_prepared_as_those_with_pictures_are(processor):
     codes = torch.arange(128).reshape(2, 8, 8)
     caption = {"image_codes": codes[:1], "text": "a red circle"}
     prepared = PreparedDataset([caption, {"image_codes": codes[:0], "text": "a circle"}], "caption", processor)
-    assert prepared[0]["input_ids"].count(processor.image_token_id) == 64
+    assert prepared[0]["input_ids"].count(processor.image_token_id) == 81
     assert torch.equal(prepared[0]["image_codes"], codes[:1])
     assert "image_codes" not in prepared[1] and processor.image_token_id not in prepared[1]["input_ids"]
     batch = ETTCollator(processor.tokenizer.pad_token_id)([prepared[0], prepared[1]])

@@ -75,7 +75,7 @@ def test_parameters_are_those_of_a_former_stages_folder(make_model, model_folder
 
 def test_an_index_model_is_planned_with_its_embedding_in_the_projectors_place():
     index = ["model.visual_embedding=index", "train=[index_embedding]"]
-    plan = plan_recipe("demo_language", [*NEW, *index, "task=caption"])
+    plan = plan_recipe("demo_alignment", ["model.path=null", *NEW, *index])
     assert plan.parts["index_embedding"] == (32 * 32, True) and "projector" not in plan.parts
     assert "activations: index_embedding" in plan.memory
 

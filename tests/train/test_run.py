@@ -308,7 +308,7 @@ def test_callbacks_see_every_step(tmp_path):
         ("stage2_semantic", [*TINY, "model.path=./absent"], "There is no model folder './absent'"),
         ("stage2_semantic", [*TINY, "model.path=null"], "This recipe needs a model: give model.path"),
         ("demo_tokenizer", [*TINY, "model.vision_tokenizer={chanels: 3}"], "model.vision_tokenizer cannot be used"),
-        ("demo_tokenizer", [*TOKENIZER, "training.perceptual_network=vgg19"], "expected vgg, alex or squeeze"),
+        ("demo_tokenizer", [*TOKENIZER, "training.perceptual_network=vgg19"], "expected one of vgg, alex, squeeze"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_is_an_error_and_leaves_nothing(tmp_path, monkeypatch, name, overrides, message):

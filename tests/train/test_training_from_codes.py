@@ -19,6 +19,7 @@ from train.models.building import new_language_model
 from .tokenized import NUM_PICTURES, picture, tokenize
 
 TINY = [
+    "data.fit=crop",
     "model.image_size=16",
     "training.max_steps=3",
     "training.global_batch_size=2",
