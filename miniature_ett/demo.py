@@ -118,7 +118,10 @@ def stage_overrides(stage: Stage, folders: dict[str, Path], seed: int, quick: bo
     overrides = [f"training.seed={seed}", *stage.overrides]
     overrides += [f"{key}={folders[name]}" for key, name in stage.start.items()]
     if quick:
-        overrides += [f"{key}={value}" for key, value in QUICK.items()]
+        has_discriminator = stage.name in ("tokenizer", "semantic")
+        overrides += [
+            f"{key}={value}" for key, value in QUICK.items() if has_discriminator or "discriminator" not in key
+        ]
     return overrides
 
 

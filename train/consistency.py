@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .arguments import ETTTrainingArguments
 from .data.tasks import TASKS
-from .recipes import NEW_MODEL, PARTS, SCENE_FIELDS, DataSection, ModelSection, Recipe, suggestion
+from .recipes import CRITICS, NEW_MODEL, PARTS, SCENE_FIELDS, VQ_LOSS, DataSection, ModelSection, Recipe, suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +53,6 @@ UNUSED_ARGUMENTS = {
     ),
 }
 """Settings of transformers that a recipe's run does not use, each with the reason or the remedy."""
-
-VQ_LOSS = (
-    *("alpha", "caption_gradient_to_tokenizer", "squared_error_weight", "quantization_weight", "perceptual_weight"),
-    *("adversarial_weight", "entropy_weight", "adaptive_adversarial_weight"),
-)
-"""Settings of the VQ loss, which is there where the tokenizer learns. Switched off (0) they may stand anywhere."""
-
-CRITICS = (
-    *("critics_batch_size", "perceptual_network", "perceptual_pretrained", "lecam_weight"),
-    *("discriminator_learning_rate", "discriminator_lr_scheduler_type", "discriminator_max_grad_norm"),
-    *("discriminator_start_step", "discriminator_warmup_steps", "discriminator_width", "discriminator_layers"),
-)
-"""Options of LPIPS and of the discriminator."""
 
 
 def check_recipe(recipe: Recipe):
@@ -182,8 +169,6 @@ def _data_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if set(filter(None, sources)) == {"scenes"}:
         own = ("image_column", "text_column", "messages_column", "image_folder", "verify_codes")
         reasons |= dict.fromkeys(own, "the embedded scenes have neither columns nor files")
-    if task not in ("text", "chat"):
-        reasons["questions_per_scene"] = f"task {task} asks no questions"
     if task != "chat":
         reasons["independent_turns"] = f"task {task} has no conversations"
     if task != "drawing":
@@ -232,6 +217,8 @@ def _idle_options(recipe: Recipe) -> list[str]:
     if any(sources) and "scenes" not in sources:
         default = DataSection()
         idle += [f"data.{name}" for name in SCENE_FIELDS if getattr(recipe.data, name) != getattr(default, name)]
+    elif recipe.task not in ("text", "chat") and recipe.data.questions_per_scene != DataSection().questions_per_scene:
+        idle.append("data.questions_per_scene")
     if "vision_tokenizer" not in recipe.train:
         idle += [f"training.{name}" for name in CRITICS if recipe.training.get(name) is not None]
     return idle

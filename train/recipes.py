@@ -208,6 +208,19 @@ MIXTURE_FIELDS = (
 SCENE_FIELDS = ("length", "ground", "questions_per_scene")
 """Fields of the data section that concern the embedded scenes alone."""
 
+VQ_LOSS = (
+    *("alpha", "caption_gradient_to_tokenizer", "squared_error_weight", "quantization_weight", "perceptual_weight"),
+    *("adversarial_weight", "entropy_weight", "adaptive_adversarial_weight"),
+)
+"""Settings of the VQ loss, which is there where the tokenizer learns. Switched off (0) they may stand anywhere."""
+
+CRITICS = (
+    *("critics_batch_size", "perceptual_network", "perceptual_pretrained", "lecam_weight"),
+    *("discriminator_learning_rate", "discriminator_lr_scheduler_type", "discriminator_max_grad_norm"),
+    *("discriminator_start_step", "discriminator_warmup_steps", "discriminator_width", "discriminator_layers"),
+)
+"""Options of LPIPS and of the discriminator."""
+
 TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
 
 
@@ -223,7 +236,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
             list goes by its number, counted from 0: `data.filters.0.min_side=256`. A `data.source` takes the place of
             the recipe's mixture and, unless it is `scenes`, of the recipe's fields of scenes; a `model.path` takes the
-            place of the fields of a new model.
+            place of the fields of a new model; a `train` without the tokenizer, of the fields of its losses.
 
     Raises:
         ValueError: Recipe or field is unknown (with a suggestion), a value does not parse, or has another type or
@@ -252,6 +265,11 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             values["data"]["mixture"] = None
             if value != "scenes":
                 _remove(values["data"], "data", SCENE_FIELDS, given)
+        if key == "train" and isinstance(value, list) and "vision_tokenizer" not in value and values.get("training"):
+            _remove(values["training"], "training", (*VQ_LOSS, *CRITICS), given)
+        if key == "model.visual_embedding" and value == "index":
+            # Positions are a part of the projected codebook embeddings, which an index model does not have.
+            _remove(values["model"], "model", ("code_positions",), given)
         if key == "model.path" and value is not None:
             size = () if values.get("task") == "reconstruction" else ("image_size",)
             _remove(values["model"], "model", (*PARTS_OF_A_NEW_MODEL, *size), given)

@@ -148,7 +148,7 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["learning_rate"] == 1e-4
     assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
     assert recipe.training["run_name"] is None
-    assert recipe.training["alpha"] == 0.25
+    assert recipe.training["lr_scheduler_type"] == "cosine"
 
 
 def test_numbers_of_the_gradient_path_may_be_written_without_a_dot():
@@ -386,3 +386,15 @@ def test_every_recipe_names_its_limit_of_the_gradient_norm():
     limits = {name: load_recipe(name).training["max_grad_norm"] for name in available_recipes()}
     assert limits.pop("tokenizer") == 0
     assert set(limits.values()) == {1.0}
+
+
+def test_a_stage_without_the_tokenizer_has_none_of_its_losses(caplog):
+    recipe = load_recipe("demo_semantic", ["train=[projector, language_model]"])
+    check_recipe(recipe)
+    assert "squared_error_weight" not in recipe.training and not caplog.records
+    assert load_recipe("demo_semantic").training["squared_error_weight"] == 8.0
+
+
+def test_an_index_model_has_no_positions_of_codes():
+    recipe = load_recipe("demo_language", ["model.visual_embedding=index"])
+    assert recipe.model.code_positions is None and load_recipe("demo_language").model.code_positions is True
