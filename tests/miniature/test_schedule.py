@@ -115,7 +115,7 @@ def test_a_task_can_stop_all(tmp_path):
 
 
 SCRIPT = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
     from miniature_ett import schedule
 
@@ -131,6 +131,8 @@ SCRIPT = """
                     raise TrainingInterrupted(interruption.received, step)
 
     if __name__ == "__main__":
+        # A shell that starts the tests in the background has SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         schedule.run_tasks([schedule.Task("slow", slow, {"folder": sys.argv[1]})], processes=1)
 """
 
