@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from .study_results import ALPHAS, ATTRIBUTES, FROZEN, MEASURES, TITLES, TUNED, Results, Statistic
 
 COLOURS = {FROZEN: "#a9733a", TUNED: "#2456c7"}
+# Weights of 0.25 and more lie close together: their labels go to different sides.
+LABEL_SIDES = {"alpha-0.25": ((-6, 4), "right"), "alpha-0.5": ((-6, -11), "right"), "alpha-1": ((6, -11), "left")}
 GROUND_STYLES = {"textured": ("#2456c7", "o"), "flat": ("#1c7c4a", "s")}
 
 
@@ -26,11 +28,11 @@ def draw_trade_off(results: Results, path: Path):
                     continue
                 _draw_point(axis, x, y, MEASURES[measure].scale, colour, marker, hollow=arm == FROZEN)
                 text = "frozen" if arm == FROZEN else f"\N{GREEK SMALL LETTER ALPHA} = {arm.removeprefix('alpha-')}"
-                axis.annotate(
-                    text, (x.mean, MEASURES[measure].scale * y.mean), (5, 4), textcoords="offset points", fontsize=8
-                )
+                offset, side = LABEL_SIDES.get(arm, ((6, 4), "left"))
+                point = (x.mean, MEASURES[measure].scale * y.mean)
+                axis.annotate(text, point, offset, textcoords="offset points", fontsize=8, ha=side)
                 if arm != FROZEN:
-                    points.append((x.mean, MEASURES[measure].scale * y.mean))
+                    points.append(point)
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, linewidth=1, label=f"{ground} ground", zorder=1)
         axis.set_xlabel("PSNR, dB")
@@ -86,8 +88,9 @@ def draw_attributes(results: Results, path: Path):
         axis.set(xlim=(-2, 102), ylim=(len(ATTRIBUTES) - 0.5, -0.5), xlabel="right, %", title=f"{ground} ground")
         axis.title.set_fontsize(10)
         _tidy(axis)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8, loc="lower left")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     _save(figure, path)
 
 

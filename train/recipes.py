@@ -222,6 +222,7 @@ CRITICS = (
 """Options of LPIPS and of the discriminator."""
 
 TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
+TRAINING_DEFAULTS = {item.name: item.default for item in fields(ETTTrainingArguments)}
 
 
 def available_recipes() -> list[str]:
@@ -236,7 +237,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
             list goes by its number, counted from 0: `data.filters.0.min_side=256`. A `data.source` takes the place of
             the recipe's mixture and, unless it is `scenes`, of the recipe's fields of scenes; a `model.path` takes the
-            place of the fields of a new model; a `train` without the tokenizer, of the fields of its losses.
+            place of the fields of a new model; a `train` without the tokenizer, of what the file changes in its losses.
 
     Raises:
         ValueError: Recipe or field is unknown (with a suggestion), a value does not parse, or has another type or
@@ -266,7 +267,9 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             if value != "scenes":
                 _remove(values["data"], "data", SCENE_FIELDS, given)
         if key == "train" and isinstance(value, list) and "vision_tokenizer" not in value and values.get("training"):
-            _remove(values["training"], "training", (*VQ_LOSS, *CRITICS), given)
+            # A loss at its default claims nothing, and `check_recipe` accepts it everywhere.
+            changed = [name for name in VQ_LOSS if values["training"].get(name) != TRAINING_DEFAULTS[name]]
+            _remove(values["training"], "training", (*changed, *CRITICS), given)
         if key == "model.visual_embedding" and value == "index":
             # Positions are a part of the projected codebook embeddings, which an index model does not have.
             _remove(values["model"], "model", ("code_positions",), given)

@@ -148,7 +148,7 @@ def test_overrides_go_into_sections_and_are_read_as_yaml():
     assert recipe.training["learning_rate"] == 1e-4
     assert recipe.training["part_learning_rates"] == {"projector": 3e-3}
     assert recipe.training["run_name"] is None
-    assert recipe.training["lr_scheduler_type"] == "cosine"
+    assert recipe.training["alpha"] == 0.25
 
 
 def test_numbers_of_the_gradient_path_may_be_written_without_a_dot():
