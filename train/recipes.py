@@ -237,7 +237,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         overrides: `section.field=value`, the value in YAML, for instance `training.learning_rate=1e-4`. An item of a
             list goes by its number, counted from 0: `data.filters.0.min_side=256`. A `data.source` takes the place of
             the recipe's mixture and, unless it is `scenes`, of the recipe's fields of scenes; a `model.path` takes the
-            place of the fields of a new model; a `train` without the tokenizer, of what the file changes in its losses.
+            place of the fields of a new model; a `train` without the tokenizer, of what the file sets of its losses.
 
     Raises:
         ValueError: Recipe or field is unknown (with a suggestion), a value does not parse, or has another type or
