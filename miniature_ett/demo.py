@@ -29,8 +29,8 @@ from .verdicts import has_learned, loss_change
 
 WORK = "ett-work"
 SPLITS = ("test", "unseen")
-GUIDANCE_SCALE = 1.5
-TEMPERATURE = 0.7
+GUIDANCE_SCALE = 2.0
+TEMPERATURE = 1.0
 CAPTIONS = 100
 GENERATED_EXAMPLES = 8
 """Generated images of each category that the report may show."""

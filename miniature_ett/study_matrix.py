@@ -33,8 +33,8 @@ MEASURING = {
     "questions_per_scene": 6,
     "captions": 200,
     "prompts": 144,
-    "guidance_scale": 1.5,
-    "temperature": 0.7,
+    "guidance_scale": 2.0,
+    "temperature": 1.0,
     "probe_train": 1500,
     "probe_test": 500,
 }

@@ -25,8 +25,9 @@ class ETTConfig(PreTrainedConfig):
         visual_embedding (`"codebook"` or `"index"`): The language model's embedding of a code. `"codebook"`: the
             projected codebook embedding (the paper's method). `"index"`: a learned one for each of the K codes, of the
             language model's width, without a projector (the paper's baseline, as in Emu3).
-        code_positions (`bool`): Whether a code's row and column are added to its projected embedding. The paper has
-            only the language model's own positions; a small model learns sooner with rows and columns.
+        code_positions (`bool`): Whether learned vectors of a code's row and column, as many as `image_size` has, are
+            added to its projected embedding. The paper has only the language model's own positions; a small model
+            learns sooner with rows and columns.
         visual_head (`bool`): Whether the model can draw, that is, has a head from hidden states to codes.
         answers (`bool`): Whether the model is for answers; one that was trained to draw last has unlearned them.
 

@@ -433,7 +433,9 @@ class ImageGenerationMixin:
             raise ValueError(
                 f"image_size is {sides!r}; expected height and width, positive multiples of {factor} pixels."
             )
-        return int(sides[0]) // factor, int(sides[1]) // factor
+        height, width = int(sides[0]) // factor, int(sides[1]) // factor
+        self.model.check_grid(height, width)
+        return height, width
 
 
 __all__ = ["ETTImageGenerationOutput", "ImageGenerationMixin"]

@@ -73,38 +73,32 @@ class ETTCausalLMOutputWithPast(ModelOutput):
     quantized: IBQQuantizerOutput | None = None
 
 
-class CodePositions(nn.Linear):
-    """Rows and columns of codes as vectors of the language model's width: a linear map, at first 0, of sines and
-    cosines. Grids may have any size. The paper's projector has no such part."""
+class CodePositions(nn.Module):
+    """Learned vectors, of the language model's width, for `side` rows and `side` columns of codes. The paper's
+    projector has no such part."""
 
-    NUM_FREQUENCIES = 16
-    SHORTEST, LONGEST = 1.0, 100.0
-    """The lengths, in codes, over which the phases move by one radian."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__(4 * self.NUM_FREQUENCIES, hidden_size, bias=False)
-
-    def reset_parameters(self):
-        nn.init.zeros_(self.weight)
+    def __init__(self, side: int, hidden_size: int):
+        super().__init__()
+        self.rows = nn.Embedding(side, hidden_size)
+        self.columns = nn.Embedding(side, hidden_size)
 
     def forward(self, rows: torch.LongTensor, columns: torch.LongTensor) -> torch.Tensor:
         """Rows and columns, each of shape `(num_codes,)`, to vectors `(num_codes, C)`."""
-        exponents = torch.linspace(0, 1, self.NUM_FREQUENCIES, device=rows.device)
-        lengths = self.SHORTEST * (self.LONGEST / self.SHORTEST) ** exponents
-        phases = torch.cat([rows[:, None] / lengths, columns[:, None] / lengths], dim=-1)
-        return super().forward(torch.cat([phases.sin(), phases.cos()], dim=-1).to(self.weight.dtype))
+        return self.rows(rows) + self.columns(columns)
 
 
 class ETTProjector(nn.Module):
     """Codebook embeddings `(..., num_codes, D)` to the language model's width `(..., num_codes, C)`: Linear, GELU,
-    Linear (section 3.2). With `code_positions`, the codes' rows and columns are added."""
+    Linear (section 3.2). With `positions`, the codes' rows and columns are added."""
 
-    def __init__(self, embed_dim: int, hidden_size: int, input_scale: float = 1.0, code_positions: bool = False):
+    def __init__(
+        self, embed_dim: int, hidden_size: int, input_scale: float = 1.0, positions: CodePositions | None = None
+    ):
         super().__init__()
         self.input_scale = input_scale
         self.linear_1 = nn.Linear(embed_dim, hidden_size)
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
-        self.positions = CodePositions(hidden_size) if code_positions else None
+        self.positions = positions
 
     def forward(self, embeddings: torch.Tensor, places: torch.LongTensor, width: int) -> torch.Tensor:
         """
@@ -166,7 +160,9 @@ class ETTModel(ETTPreTrainedModel):
         else:
             # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
             input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
-            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale, config.code_positions)
+            side = config.image_size // self.vision_tokenizer.spatial_factor
+            positions = CodePositions(side, hidden_size) if config.code_positions else None
+            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale, positions)
             # A language model's small deviation would start the projector near zero.
             modules += self.projector.modules()
         self.language_model = AutoModel.from_config(config.text_config)
@@ -235,6 +231,19 @@ class ETTModel(ETTPreTrainedModel):
         """Codes `(num_images, height, width)` to codebook embeddings `(num_images, height * width, D)`."""
         return self.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
 
+    def check_grid(self, height: int, width: int):
+        """
+        Raises:
+            ValueError: Images of `height` x `width` codes have more rows or columns than `code_positions`.
+        """
+        if self.config.code_positions:
+            side = self.projector.positions.rows.num_embeddings
+            if max(height, width) > side:
+                raise ValueError(
+                    f"The image has {height} x {width} codes, and this model's code_positions end at {side} x {side}; "
+                    "choose a smaller image."
+                )
+
     def _width(self, num_codes: int) -> int:
         """Codes in a row of a square image that comes as so many embeddings."""
         width = math.isqrt(num_codes)
@@ -266,7 +275,8 @@ class ETTModel(ETTPreTrainedModel):
 
         Raises:
             ValueError: Not exactly one of the three is given, embeddings are given to an "index" model, or with
-                `code_positions` embeddings of images that are not square.
+                `code_positions` embeddings of images that are not square, or images of more codes a side than the
+                model was made for.
         """
         given = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
         names = [name for name, value in given.items() if value is not None]
@@ -292,6 +302,7 @@ class ETTModel(ETTPreTrainedModel):
             width = image_codes.shape[-1]
         else:
             width = self._width(num_codes) if self.config.code_positions else num_codes
+        self.check_grid(num_codes // width, width)
         places = torch.arange(num_codes, device=image_embeds.device)
         return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds, places, width), quantized
 

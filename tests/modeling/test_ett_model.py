@@ -343,17 +343,7 @@ def test_a_language_model_without_a_limit_has_context_for_everything():
 
 @pytest.fixture
 def positioned(make_model):
-    model = make_model(code_positions=True)
-    torch.nn.init.normal_(model.model.projector.positions.weight)
-    return model
-
-
-def test_code_positions_start_without_any_effect(make_model):
-    codes = torch.arange(16).view(1, 4, 4)
-    with_positions, without = make_model(code_positions=True), make_model()
-    with_positions.load_state_dict(without.state_dict(), strict=False)
-    features = [model.model.get_image_features(image_codes=codes)[0] for model in (with_positions, without)]
-    assert torch.equal(*features)
+    return make_model(code_positions=True)
 
 
 def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
@@ -382,6 +372,16 @@ def test_embeddings_of_a_square_image_have_the_positions_of_its_codes(positioned
     torch.testing.assert_close(*features)
     with pytest.raises(ValueError, match="image_embeds hold 12 codes an image"):
         positioned.model.get_image_features(image_embeds=embeddings[:, :12])
+
+
+def test_images_of_more_codes_than_there_are_positions_are_refused(positioned):
+    side = positioned.config.image_size // positioned.model.vision_tokenizer.spatial_factor
+    with pytest.raises(ValueError, match=f"1 x {side + 1} codes, and this model's code_positions end at {side} x"):
+        positioned.model.get_image_features(image_codes=torch.zeros(1, 1, side + 1, dtype=torch.long))
+    positioned.model.get_image_features(image_codes=torch.zeros(1, 1, side, dtype=torch.long))
+    factor = positioned.model.vision_tokenizer.spatial_factor
+    with pytest.raises(ValueError, match="choose a smaller image"):
+        positioned.generate(torch.tensor([[11]]), generation_mode="image", image_size=(factor, (side + 1) * factor))
 
 
 def test_code_positions_are_refused_without_a_projector(make_model):
