@@ -59,8 +59,9 @@ class SceneExamples(Dataset):
         scene = self.scenes[index]
         name = f"scene {index}"
         if self.task == "drawing":
-            # Captions say where everything stands, which teaches to follow a prompt sooner than prompts alone.
-            if rng.random() < 0.5 and scene.text is None:
+            # Captions, which name each shape's colour and place, teach colours sooner than prompts alone. Longer ones
+            # than prompts would only lengthen their batches.
+            if scene.text is None and len(scene.shapes) <= 2:
                 return {"name": name, "images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index, self.scenes.ground)
             return {"name": name, "images": [scene.render()], "text": prompt.text}
