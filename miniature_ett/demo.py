@@ -61,11 +61,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", seconds=160),
-    Stage("language", "demo_language", f"{WORK}/language", {"model.vision_tokenizer": "tokenizer"}, seconds=40),
+    Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", seconds=140),
+    Stage("language", "demo_language", f"{WORK}/language", {"model.vision_tokenizer": "tokenizer"}, seconds=30),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", {"model.path": "language"}, seconds=20),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=250),
-    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=600),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=360),
+    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=560),
     Stage("chat", "demo_chat", "ett-chat", {"model.path": "semantic"}, beside=True),
 )
 EVALUATION_SECONDS = 100
