@@ -62,6 +62,13 @@ def study(
         int | None, typer.Option(min=1, help="Worker processes of one thread each.", show_default="number of cores")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything: shows that all works.")] = False,
+    known: Annotated[
+        Path | None,
+        typer.Option(
+            help="Results of an earlier run, such as docs/study/results.json: what is there is not run again.",
+            show_default="none",
+        ),
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="Where cells and models go.")] = Path("ett-study"),
     report: Annotated[
         bool, typer.Option("--report", help="Only write study.md and study/ from what is there; nothing is trained.")
@@ -73,7 +80,7 @@ def study(
     if report:
         typer.echo(f"Wrote {miniature.report_study(output_dir, docs_dir)}.")
         return
-    summary = miniature.run_study(output_dir, ground or (), seeds, processes, only or (), quick)
+    summary = miniature.run_study(output_dir, ground or (), seeds, processes, only or (), quick, known)
     typer.echo(f"Cells: {', '.join(f'{count} {status}' for status, count in summary.statuses.items())}.")
     typer.echo(f"Wrote {summary.page}.")
     if summary.statuses.get("failed"):

@@ -25,6 +25,7 @@ from processing_ett import ETTProcessor
 from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 from .report import write_report
+from .study_summary import stored_summary
 from .verdicts import has_learned, loss_change
 
 WORK = "ett-work"
@@ -64,11 +65,11 @@ STAGES = (
     Stage("tokenizer", "demo_tokenizer", "ett-tokenizer", seconds=140),
     Stage("language", "demo_language", f"{WORK}/language", {"model.vision_tokenizer": "tokenizer"}, seconds=30),
     Stage("alignment", "demo_alignment", f"{WORK}/alignment", {"model.path": "language"}, seconds=20),
-    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=360),
-    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=560),
+    Stage("semantic", "demo_semantic", f"{WORK}/semantic", {"model.path": "alignment"}, seconds=330),
+    Stage("gen", "demo_gen", "ett-gen", {"model.path": "semantic"}, seconds=520),
     Stage("chat", "demo_chat", "ett-chat", {"model.path": "semantic"}, beside=True),
 )
-EVALUATION_SECONDS = 100
+EVALUATION_SECONDS = 90
 
 QUICK = {
     "data.length": 256,
@@ -106,7 +107,7 @@ def run_demo(output_dir: Path, seed: int = 0, quick: bool = False, resume: bool 
     results = evaluate(folders, seed, quick)
     results["seconds"] = time.monotonic() - start
     results["peak_memory_gb"] = peak_memory_gb()
-    page = write_report(results, output_dir / "report")
+    page = write_report(results, output_dir / "report", stored_summary())
     write_cards(folders, results)
     if not quick:
         warn_of_stages_without_learning(results["stages"])

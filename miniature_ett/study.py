@@ -59,6 +59,7 @@ def run_study(
     processes: int | None = None,
     only: Sequence[str] = (),
     quick: bool = False,
+    known: Path | None = None,
 ) -> StudySummary:
     """Trains and measures every cell that is not there yet, and reports all of them.
 
@@ -70,19 +71,23 @@ def run_study(
         processes: Number of worker processes, each with one thread; by default the number of cores.
         only: Some of [`study_matrix.ARMS`]; by default all.
         quick: A few steps of every stage, to see that all runs. The figures mean nothing.
+        known: A results file, such as `docs/study/results.json`. What it holds is not run again.
 
     Raises:
-        ValueError: An argument is unknown, or the folder holds something else, or a study of other settings.
+        ValueError: An argument is unknown, or the folder holds something else, or it or `known` is of a study of other
+            settings.
         OSError: A file could not be written, for instance since the disk is full. The same call goes on.
     """
     output_dir = Path(output_dir)
     cells = choose_cells(grounds, seeds, only, quick)
     settings = describe_settings({cell.arm for cell in cells}, quick)
+    results = read_results(known, settings) if known else {"cells": {}}
     check_folder(output_dir, settings)
     check_stage_folders(output_dir, cells, quick)
     with FolderLock(output_dir / CELLS_FOLDER) as lock:
         lock.claim()
         settings = start_folder(output_dir, settings)
+        adopt_cells(results, output_dir, cells, settings)
         recorder = Recorder(output_dir, cells, settings)
         unfinished = [cell for cell in cells if not recorder.is_final(cell)]
         tasks, done = build_tasks(unfinished, output_dir, quick, settings)
@@ -290,6 +295,30 @@ def read_cells(output_dir: Path, settings: dict[str, Any]) -> dict[str, dict[str
             )
         cells[path.stem] = cell
     return cells
+
+
+def read_results(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A results file of [`report_study`].
+
+    Raises:
+        ValueError: It is not there, cannot be read, or is of a study of other settings.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no results file '{path}'; expected one such as docs/study/results.json.")
+    results = read_json(path)
+    if not {"settings", "cells"} <= results.keys():
+        raise ValueError(f"'{path}' is no results file of a study; expected one such as docs/study/results.json.")
+    if differing := differing_settings(results["settings"], settings):
+        raise ValueError(f"'{path}' is of a study of other settings (they differ in {differing[0]}); leave it out.")
+    return results
+
+
+def adopt_cells(results: dict[str, Any], output_dir: Path, cells: list[Cell], settings: dict[str, Any]):
+    """Writes the files of cells that a results file holds and the folder lacks."""
+    for cell in cells:
+        path, measured = cell_file(output_dir, cell), results["cells"].get(cell.name)
+        if measured and measured["status"] in FINAL and not path.is_file():
+            _write(path, describe_cell(cell, settings) | measured)
 
 
 def _write(path: Path, value: dict[str, Any]):

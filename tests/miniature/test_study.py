@@ -306,6 +306,28 @@ def test_finished_cells_are_left_as_they_are(tmp_path, in_process, monkeypatch):
     assert TRAINED == ["semantic-alpha-1", "chat-alpha-1"]
 
 
+def test_cells_of_a_results_file_are_not_run_again(tmp_path, in_process):
+    run(tmp_path / "first", "embedding-frozen")
+    results = study.report_study(tmp_path / "first", tmp_path / "docs").with_name("study") / "results.json"
+    TRAINED.clear()
+    arguments = {"only": ["embedding-frozen", "tokenizer"], "known": results}
+    assert study.run_study(tmp_path / "second", ["flat"], 1, **arguments).statuses == {"done": 2}
+    assert TRAINED == ["tokenizer"]
+    assert cell_of(tmp_path / "second", "embedding-frozen") == cell_of(tmp_path / "first", "embedding-frozen")
+
+
+def test_a_results_file_of_other_settings_is_refused(tmp_path, in_process):
+    run(tmp_path / "first", "embedding-frozen")
+    results = study.report_study(tmp_path / "first", tmp_path / "docs").with_name("study") / "results.json"
+    contents = json.loads(results.read_text())
+    contents["settings"]["measuring"]["scenes"] = 7
+    results.write_text(json.dumps(contents))
+    assert "differ in measuring.scenes: 7 -> 400" in refusal(tmp_path / "second", known=results)
+    results.write_text("{}")
+    assert "is no results file of a study" in refusal(tmp_path / "second", known=results)
+    assert "There is no results file" in refusal(tmp_path / "second", known=tmp_path / "nowhere.json")
+
+
 def test_a_full_disk_ends_the_study_with_a_sentence(tmp_path, in_process, monkeypatch):
     monkeypatch.setattr(study, "train_stage", study_tasks.train_stage)
 

@@ -18,6 +18,7 @@ from miniature_ett.study_results import (
     format_statistic,
     summarize,
 )
+from miniature_ett.study_summary import summarize_study
 
 GENERAL, PSNR = "questions.general", "tokenizer.psnr"
 BANNER = "A quick run: every task ran with a few steps, and the figures mean nothing."
@@ -110,6 +111,19 @@ def test_frozen_arms_have_the_reconstruction_of_the_tokenizer_before_tuning_and_
 def test_an_arm_s_generation_is_that_of_its_own_cell():
     results = Results({"x": cell("flat", 0, "index-frozen-generation", **{"generation.mean": 0.4})})
     assert results.values("flat", "index-frozen", "generation.mean") == {0: 0.4}
+
+
+def test_the_summary_for_the_demo_compares_frozen_and_tuned_in_the_papers_claims():
+    summary = summarize_study(contents())
+    assert summary["note"] == "3 seeds on textured ground; differences are paired by seed."
+    rows = {row["name"]: row for row in summary["rows"]}
+    assert next(iter(rows)) == "general questions" and rows["PSNR"]["unit"] == "dB"
+    general = rows["general questions"]
+    assert (general["frozen"], general["tuned"]) == (pytest.approx(0.51), pytest.approx(0.51 + 0.05 + 0.001 / 3))
+    assert general["difference"]["low"] < general["difference"]["mean"] < general["difference"]["high"]
+    assert general["paper"] == "SEED 54.8 to 60.0"
+    assert summarize_study({"cells": {}}) is None
+    assert summarize_study(contents(seeds=1))["rows"][0]["difference"]["low"] is None
 
 
 def test_cells_that_diverged_are_in_no_mean():
