@@ -171,7 +171,14 @@ class IBQModel(VQModel):
     @classmethod
     def load_config(cls, pretrained_model_name_or_path, **kwargs):
         with one_sentence(f"The configuration of '{pretrained_model_name_or_path}'"):
-            return super().load_config(pretrained_model_name_or_path, **kwargs)
+            loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        fields = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(fields, dict):
+            kind = type(fields).__name__
+            raise ValueError(
+                f"The configuration of '{pretrained_model_name_or_path}' holds a {kind}; expected a mapping of fields."
+            )
+        return loaded
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):

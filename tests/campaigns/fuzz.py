@@ -7,6 +7,7 @@ What is generated, and the last results: docs/reliability.md.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import sys
@@ -48,17 +49,17 @@ LARGEST_KEPT = 2**20
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    names = [options.case] if options.case else list(_names(options.count, options.only))
+    names = options.case or list(_names(options.count, options.only, options.first))
     torch.set_num_threads(1)
     # Its thread would not be there in the workers.
     tqdm.monitor_interval = 0
     start, results = time.monotonic(), []
-    with tempfile.TemporaryDirectory(prefix="ett-fuzz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ett-fuzz-", ignore_cleanup_errors=True) as folder:
         root, models = Path(folder) / "cases", Path(folder) / "models"
         save_models(models)
         _warm_up(models)
-        with tqdm(total=len(names), unit=" cases", disable=None) as bar:
-            cases = ((name, _case(name, options.seed)) for name in names)
+        cases = ((name, _case(name, options.seed)) for name in names)
+        with tqdm(total=len(names), unit=" cases", disable=None) as bar, contextlib.suppress(KeyboardInterrupt):
             for result in run_cases(cases, root, models, options.workers):
                 results.append(result)
                 bar.update()
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
                 elif options.case:
                     print(f"{result.name}: {result.status}. {result.detail}")
     print(_table(results, time.monotonic() - start))
-    return int(not all(result.passed for result in results))
+    return int(len(results) < len(names) or not all(result.passed for result in results))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=1000, help="cases in all, the kinds in turn (1000)")
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it (0)")
     parser.add_argument("--only", choices=KINDS, metavar="KIND", help=f"one kind alone: {', '.join(KINDS)}")
-    parser.add_argument("--case", metavar="KIND:NUMBER", help="repeat this case alone", type=_case_name)
+    parser.add_argument(
+        "--case",
+        metavar="KIND:NUMBER",
+        type=_case_name,
+        action="append",
+        help="repeat this case alone; may be given again",
+    )
+    parser.add_argument("--first", type=int, default=0, help="number of the first case of each kind (0)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="folder that receives the inputs of failing cases")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="cases at a time (number of cores)")
     return parser
@@ -90,9 +98,9 @@ def _case_name(text: str) -> str:
     return text
 
 
-def _names(count: int, only: str | None) -> Iterator[str]:
+def _names(count: int, only: str | None, first: int) -> Iterator[str]:
     kinds = [only] if only else list(KINDS)
-    return (f"{kinds[index % len(kinds)]}:{index // len(kinds)}" for index in range(count))
+    return (f"{kinds[index % len(kinds)]}:{first + index // len(kinds)}" for index in range(count))
 
 
 def _case(name: str, seed: int) -> Case:

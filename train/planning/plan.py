@@ -45,6 +45,7 @@ from .footprint import activation_bytes
 
 TEXT_TOKENS = 128
 MOST_COUNTED = 200_000
+NO_EXAMPLES = "none that can be read"
 ASSUMED_UTILIZATION = 0.4
 GIB = 2**30
 # 4 bits, and the scales of 64 weights in 8 bits, theirs of 256 in 32.
@@ -329,12 +330,14 @@ def count_examples(data: DataSection) -> int | str:
         return "not counted (not on this machine)"
     try:
         if tars := find_tars(data.source):
-            return len(TarRows(tars))
+            return len(TarRows(tars)) or NO_EXAMPLES
         rows = read_rows(data.source, data.split, streaming=True)
         with reading(data.source):
             count = sum(1 for _ in itertools.islice(rows, MOST_COUNTED + 1))
     except ValueError as error:
         return f"cannot be read: {error}"
+    if not count:
+        return NO_EXAMPLES
     return count if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
 
 

@@ -28,6 +28,9 @@ from .models import WORDS
 from .mutations import mutated_bytes, pick
 
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "I", "F", "YCbCr")
+FORMAT_ERRORS = (OSError, KeyError, ValueError, AttributeError, TypeError, RuntimeError)
+"""What Pillow raises where a format lacks a mode or an option."""
+
 HUGE = (0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1)
 
 
@@ -41,7 +44,7 @@ def writable_formats() -> tuple[tuple[str, str], ...]:
             try:
                 Image.new("RGB", (8, 8)).save(io.BytesIO(), name)
                 found.append((name, suffix))
-            except (OSError, KeyError, ValueError, AttributeError, TypeError):
+            except FORMAT_ERRORS:
                 continue
     return tuple(found)
 
@@ -61,7 +64,7 @@ def make_image(rng: Generator) -> tuple[bytes, str]:
     content = io.BytesIO()
     try:
         image.convert(pick(rng, MODES)).save(content, form, **options)
-    except (OSError, KeyError, ValueError, AttributeError, TypeError):  # Not every format has every mode and option.
+    except FORMAT_ERRORS:  # Not every format has every mode and option.
         content = io.BytesIO()
         image.save(content, form)
     return content.getvalue(), suffix

@@ -82,25 +82,34 @@ def run_cases(cases: Iterable[tuple[str, Case]], root: Path, models: Path, worke
     The folder of a case is there while its result is looked at, and is removed after that.
     """
     waiting, running = iter(cases), {}
-    while True:
-        while len(running) < workers and (case := next(waiting, None)) is not None:
-            pid = _start(*case, root, models)
-            running[pid] = case[0], time.monotonic()
-        if not running:
-            return
-        for pid, (name, start) in list(running.items()):
-            seconds = time.monotonic() - start
-            ended, status, usage = os.wait4(pid, os.WNOHANG)
-            if not ended and seconds > SECONDS:
-                os.kill(pid, signal.SIGKILL)
-                ended, status, usage = os.wait4(pid, 0)
-            if ended:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                del running[pid]
-                yield _result(name, root / name, status, usage.ru_maxrss, seconds)
-                shutil.rmtree(root / name, ignore_errors=True)
-        time.sleep(0.005)
+    try:
+        while True:
+            while len(running) < workers and (case := next(waiting, None)) is not None:
+                pid = _start(*case, root, models)
+                running[pid] = case[0], time.monotonic()
+            if not running:
+                return
+            for pid, (name, start) in list(running.items()):
+                seconds = time.monotonic() - start
+                if seconds > SECONDS:
+                    os.kill(pid, signal.SIGKILL)
+                ended, status, usage = os.wait4(pid, 0 if seconds > SECONDS else os.WNOHANG)
+                if ended:
+                    del running[pid]
+                    _kill_group(pid)
+                    yield _result(name, root / name, status, usage.ru_maxrss, seconds)
+                    shutil.rmtree(root / name, ignore_errors=True)
+            time.sleep(0.005)
+    finally:
+        for pid in running:
+            _kill_group(pid)
+            os.waitpid(pid, 0)
+
+
+def _kill_group(pid: int):
+    """Ends what a case has started and not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _start(name: str, case: Case, root: Path, models: Path) -> int:
@@ -111,17 +120,20 @@ def _start(name: str, case: Case, root: Path, models: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            os.setpgid(0, 0)
             _run(case, place)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(0)
+    # In both processes, so that it is done whichever goes on first.
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpgid(pid, pid)
     return pid
 
 
 def _run(case: Case, place: Place):
     """The child's whole life. What it writes at last is the outcome."""
-    os.setsid()
     log = os.open(place.inputs.parent / "log", os.O_WRONLY | os.O_CREAT)
     for number, target in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
         os.dup2(target, number)

@@ -80,12 +80,13 @@ def configs(rng: Generator, place: Place) -> Iterator[None]:
     folder = copy_model(place, name, [changed])
     content = (folder / changed).read_bytes()
     if changed.endswith(".json"):
-        value = json.loads(content)
-        content = hostile_json(rng, value)
-        # Without these, another library's class gets the folder.
-        kept = {key: value[key] for key in ("model_type", "_class_name") if key in value}
-        if rng.random() < 0.5 and kept:
-            content = json.dumps({**mutated(rng, {k: v for k, v in value.items() if k not in kept}), **kept}).encode()
+        fields = json.loads(content)
+        content = hostile_json(rng, fields)
+        kind = {name: fields.pop(name) for name in ("model_type", "_class_name") if name in fields}
+        changed_fields = mutated(rng, fields)
+        # Half of them stay of their kind, since all others are refused for that alone.
+        if rng.random() < 0.5 and kind and isinstance(changed_fields, dict):
+            content = json.dumps({**changed_fields, **kind}).encode()
     else:
         content = mutated_bytes(rng, content)
     (folder / changed).write_bytes(content)
@@ -115,11 +116,13 @@ def _use(rng: Generator, place: Place, folder: Path) -> Iterator[None]:
     image = place.inputs / "image.png"
     Image.linear_gradient("L").resize((20, IMAGE_SIZE)).convert("RGB").save(image)
     stage = "stage1_alignment", f"model.path={folder}", "data.source=scenes"
+    # Auto classes look into the configuration before a class of this project does.
+    is_ours = _is_ours(folder / "config.json")
     kind = "tokenizer" if folder.name == "ett-tokenizer" else "gen" if folder.name == "ett-gen" else "chat"
     calls: dict[str, tuple[Callable[[], Any], ...]] = {
         "tokenizer": (
             lambda: IBQModel.from_pretrained(folder),
-            lambda: diffusers.AutoModel.from_pretrained(folder),
+            *([lambda: diffusers.AutoModel.from_pretrained(str(folder))] if is_ours else []),
             lambda: ETTImageProcessor.from_pretrained(folder),
             lambda: run_command("reconstruct", image, "--model", folder),
             lambda: run_command("export", folder, "exported"),
@@ -128,9 +131,9 @@ def _use(rng: Generator, place: Place, folder: Path) -> Iterator[None]:
         "chat": (
             lambda: ETTConfig.from_pretrained(folder),
             lambda: ETTForConditionalGeneration.from_pretrained(folder),
-            lambda: AutoModelForImageTextToText.from_pretrained(folder),
+            *([lambda: AutoModelForImageTextToText.from_pretrained(folder)] if is_ours else []),
             lambda: ETTProcessor.from_pretrained(folder),
-            lambda: AutoProcessor.from_pretrained(folder),
+            *([lambda: AutoProcessor.from_pretrained(folder)] if is_ours else []),
             lambda: run_command("caption", image, "--model", folder, "--max-new-tokens", 2),
             lambda: run_command("reconstruct", image, "--model", folder),
             lambda: run_command("export", folder, "exported"),
@@ -148,6 +151,14 @@ def _use(rng: Generator, place: Place, folder: Path) -> Iterator[None]:
     call = pick(rng, calls[kind])
     yield
     call()
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        fields = json.loads(config.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and (fields.get("model_type") == "ett" or fields.get("_class_name") == "IBQModel")
 
 
 __all__ = ["configs", "records", "weights"]

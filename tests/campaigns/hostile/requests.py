@@ -67,7 +67,8 @@ def requests(rng: Generator, place: Place) -> Iterator[None]:
     if status >= 500 or (status == 200 and '{"error"' in answer):
         raise Wrong(f"Status {status}: {answer[:1500]}")
     if status >= 400:
-        raise Refused(sentence)
+        # A path or a method that is not there needs no reason.
+        raise Refused(f"There is none: {sentence}." if status in (404, 405) else sentence)
 
 
 def _body(rng: Generator, path: str) -> dict[str, Any]:
