@@ -1,6 +1,5 @@
 """The IBQ tokenizer: encoder, quantizer, decoder, in the shape of diffusers' `VQModel`."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,8 +161,8 @@ class IBQModel(VQModel):
         As in diffusers, but for its errors.
 
         Raises:
-            OSError: There is no such folder or repository, or a file is missing in it.
-            ValueError: Its files are damaged, or do not belong together.
+            OSError: There is no such folder or repository, a file is missing in it, or its weights cannot be read.
+            ValueError: Its configuration is damaged, or the weights do not belong to it.
         """
         with one_sentence(f"The tokenizer '{pretrained_model_name_or_path}'"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -380,7 +379,7 @@ def _check_sizes(**sizes: Any):
 
 def _check_numbers(**numbers: Any):
     for name, value in numbers.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
         if not is_number or (name == "pixel_std" and value <= 0):
             raise ValueError(f"{name} is {value!r:.100}; expected a {'number above 0' if is_number else 'number'}.")
 

@@ -13,7 +13,7 @@ import datasets
 from PIL import Image
 
 from .data_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
-from .image_processing_ett import ImageError, find_same_name, load_image, read_image_size
+from .image_processing_ett import LONGEST_REASON, ImageError, find_same_name, load_image, read_image_size
 
 FILE_FORMATS = TABLE_FORMATS
 """Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
@@ -24,9 +24,6 @@ CAPTION_SHARDS = 1024
 TEXT_TYPES = ("string", "large_string", "string_view")
 CONTENT_TYPES = ("binary", "large_binary", "binary_view")
 LIST_TYPES = (datasets.List, datasets.LargeList)
-
-LONGEST_REASON = 300
-"""Characters that are quoted of another library's message."""
 
 URL_STARTS = ("http://", "https://", "data:image/")
 BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")

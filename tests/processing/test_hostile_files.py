@@ -11,6 +11,8 @@ from PIL import Image
 from processing_ett import ETTImageProcessor, ETTProcessor
 from processing_ett.picture_rows import read_rows
 
+OURS = {"image_processor_type": "ETTImageProcessor"}
+
 
 @pytest.fixture
 def folder(processor, tmp_path, monkeypatch):
@@ -31,8 +33,8 @@ def refusal(load, *arguments):
     [
         ("spatial_factor", 0, "spatial_factor is 0; expected a whole number of pixels above 0"),
         ("image_token", ["<image>"], "image_token is ['<image>']; expected a text"),
-        ("image_processor", {"size": {"height": "x", "width": 8}}, "expected a 'height' and a 'width'"),
-        ("image_processor", {"size": {"height": 8192, "width": 8192}}, "codes; expected at most 65536"),
+        ("image_processor", {**OURS, "size": {"height": "x", "width": 8}}, "expected a 'height' and a 'width'"),
+        ("image_processor", {**OURS, "size": {"height": 8192, "width": 8192}}, "codes; expected at most 65536"),
         ("image_processor", 5, "cannot be used"),
     ],
 )
