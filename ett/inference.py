@@ -48,7 +48,7 @@ def model_kind(model: str) -> str:
         path = _fetch_config(model)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"The config.json of {model} is not valid JSON ({error}).") from error
     kind = (config.get("model_type") or config.get("_class_name")) if isinstance(config, dict) else None
     return str(kind or "unknown")
@@ -68,14 +68,10 @@ def _fetch_config(model: str) -> Path:
 
 
 def _load(loader: Any, model: str, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         return loader.from_pretrained(model, **options)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ModelError(
-            f"{model} is incomplete or damaged: its {loader.__name__} could not be loaded ({error})."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model} is incomplete or damaged: {error}") from error
 
 
 def load_ett(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:

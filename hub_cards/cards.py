@@ -36,7 +36,23 @@ KINDS = {
     "gen": CardKind("ETT-Gen", "transformers", "text-to-image", ("multimodal", "autoregressive-image-generation")),
 }
 
-_REQUIRED = ("kind", "recipe", "seed", "steps", "versions", "seconds", "data", "results")
+_REQUIRED = {
+    "kind": str,
+    "recipe": Mapping,
+    "seed": int,
+    "steps": int,
+    "versions": Mapping,
+    "seconds": (int, float),
+    "data": str,
+    "results": list,
+}
+"""Entries of a training record, by type."""
+
+LONGEST = 1e12
+"""More seconds of training than there can be."""
+
+_OPTIONAL = {"losses": Mapping, "notes": list}
+_OF_RESULT = ("task", "dataset", "split", "metric", "value")
 _TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 
 
@@ -56,7 +72,7 @@ def write_card(folder: str | os.PathLike, record: Mapping) -> Path:
         The path of the card.
 
     Raises:
-        ValueError: The record lacks an entry, or its kind or LPIPS backbone is unknown.
+        ValueError: The record lacks an entry, one is of another type, or its kind or LPIPS backbone is unknown.
         FileNotFoundError: There is no such folder.
     """
     folder = Path(folder)
@@ -65,6 +81,7 @@ def write_card(folder: str | os.PathLike, record: Mapping) -> Path:
     missing = [name for name in _REQUIRED if name not in record]
     if missing:
         raise ValueError(f"The training record for {folder} lacks {', '.join(missing)}; a card is written from these.")
+    _check_types(folder, record)
     kind, backbone = record["kind"], record.get("lpips_backbone")
     if kind not in KINDS:
         raise ValueError(f"The training record for {folder} is of kind {kind!r}; expected one of {', '.join(KINDS)}.")
@@ -88,6 +105,20 @@ def write_card(folder: str | os.PathLike, record: Mapping) -> Path:
     card.save(temporary)
     temporary.replace(path)
     return path
+
+
+def _check_types(folder: Path, record: Mapping):
+    for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
+        if (name in _REQUIRED or record.get(name) is not None) and not isinstance(record[name], kind):
+            raise ValueError(f"The training record for {folder} has {record[name]!r:.100} as its {name}.")
+    if not 0 <= record["seconds"] < LONGEST:
+        raise ValueError(f"The training record for {folder} has {record['seconds']!r:.100} seconds of training.")
+    for result in record["results"]:
+        texts = [isinstance(result.get(name), str) for name in _OF_RESULT[:-1]] if isinstance(result, Mapping) else []
+        if not texts or not all(texts) or not isinstance(result.get("value"), (int, float)):
+            raise ValueError(
+                f"The training record for {folder} has the result {result!r:.100}; expected {', '.join(_OF_RESULT)}."
+            )
 
 
 def _card_data(name: str, kind: CardKind, record: Mapping) -> ModelCardData:

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .folders import ignored_files, read_config, require
+from .folders import ignored_files, read_config, read_fields, require
 
 VISION_TOKENIZER = "vision_tokenizer"
 """Subfolder in which diffusers finds the tokenizer of an ETT model."""
@@ -106,8 +106,10 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike, with_disc
             _update(partial / processor_name, auto_map=_IMAGE_PROCESSOR_MAP)
         else:
             _update(partial / "config.json", auto_map=_MODEL_MAP, custom_pipelines=_PIPELINES)
-            image_processor = json.loads((model / processor_name).read_text(encoding="utf-8"))["image_processor"]
-            image_processor["auto_map"] = _IMAGE_PROCESSOR_MAP
+            image_processor = read_fields(model / processor_name).get("image_processor")
+            is_given = isinstance(image_processor, dict)
+            require(model, is_given, f"a {processor_name} without an image processor; save the processor there")
+            image_processor |= {"auto_map": _IMAGE_PROCESSOR_MAP}
             _update(partial / processor_name, auto_map=_PROCESSOR_MAP, image_processor=image_processor)
             _save_vision_tokenizer(model, config, partial / VISION_TOKENIZER)
             if draws:
@@ -149,7 +151,7 @@ def _copy(sources: dict[str, Path], folder: Path):
 
 def _update(path: Path, **fields):
     """Sets fields of a file of JSON."""
-    _write(path, json.loads(path.read_text(encoding="utf-8")) | fields)
+    _write(path, read_fields(path) | fields)
 
 
 def _write(path: Path, content: dict):
@@ -158,6 +160,7 @@ def _write(path: Path, content: dict):
 
 def _save_vision_tokenizer(model: Path, config: dict, folder: Path):
     """Writes the tokenizer of an ETT model, with its code, as a model of its own."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
     from modeling_ett.modeling_ibq import IBQModel
@@ -168,11 +171,13 @@ def _save_vision_tokenizer(model: Path, config: dict, folder: Path):
             with safe_open(path, framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]
                 weights |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        vision_tokenizer = IBQModel.from_config(config["vq_config"])
-        vision_tokenizer.load_state_dict(weights)
-    except (KeyError, RuntimeError, SafetensorError) as error:
+        with torch.device("meta"):
+            vision_tokenizer = IBQModel.from_config(config["vq_config"])
+        vision_tokenizer.load_state_dict(weights, assign=True)
+    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{model} is incomplete or damaged: its vision tokenizer could not be loaded ({error})."
+            f"{model} is incomplete or damaged: its vision tokenizer could not be loaded ({reason:.300})."
         ) from error
     vision_tokenizer.save_pretrained(folder)
     _copy(_sources(_TOKENIZER_CODE), folder)

@@ -46,17 +46,27 @@ def read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give the folder of a trained model.")
     require(folder, (folder / "config.json").is_file(), "no config.json, so it is not a model's folder")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"The config.json of {folder} is not valid JSON ({error}).") from error
-    found = config.get("model_type") or config.get("_class_name") if isinstance(config, dict) else None
-    require(
-        folder, found in ("ett", "IBQModel"), f"a model of type {found!r}; expected an ETT model or an IBQ tokenizer"
-    )
+    config = read_fields(folder / "config.json")
+    found = config.get("model_type") or config.get("_class_name")
+    is_ours = found in ("ett", "IBQModel")
+    require(folder, is_ours, f"a model of type {found!r:.100}; expected an ETT model or an IBQ tokenizer")
     weights = [path for path in folder.glob("*.safetensors") if not any(fnmatch(path.name, name) for name in IGNORED)]
     require(folder, bool(weights), "no weights in safetensors; save the model with save_pretrained")
     return config
+
+
+def read_fields(path: Path) -> dict:
+    """The fields of a JSON file of a model's folder.
+
+    Raises:
+        ValueError: It is no JSON, or holds no mapping.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The {path.name} of {path.parent} is not valid JSON ({error}).") from error
+    require(path.parent, isinstance(fields, dict), f"a {path.name} without fields")
+    return fields
 
 
 def require(folder: Path, condition: bool, found: str):
@@ -65,4 +75,4 @@ def require(folder: Path, condition: bool, found: str):
         raise ValueError(f"{folder} holds {found}.")
 
 
-__all__ = ["DISCRIMINATOR", "IGNORED", "ignored_files", "read_config", "require"]
+__all__ = ["DISCRIMINATOR", "IGNORED", "ignored_files", "read_config", "read_fields", "require"]

@@ -9,7 +9,16 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.versions import require_version
 
+from .loading_ett import one_sentence
+
 require_version("transformers>=5.24", "ETT's models need it; pip install -U transformers")
+
+
+MAX_LAYERS = 1000
+"""Most layers of a language model. A model of more is not built, since that would have no end."""
+
+MAX_IMAGE_SIZE = 2**15
+"""Longest side of images, in pixels."""
 
 
 @strict
@@ -54,6 +63,11 @@ class ETTConfig(PreTrainedConfig):
             # An exported folder names its own code, for those who do not have this.
             for name in ("auto_map", "custom_pipelines"):
                 kwargs.pop(name, None)
+        if isinstance(self.text_config, dict):
+            # Before a configuration is made of it, which lists its layers.
+            check_layers(self.text_config, "text_config")
+        if not 0 < self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size is {self.image_size}; expected 1 to {MAX_IMAGE_SIZE} pixels.")
         super().__post_init__(**kwargs)
         self.vq_config = dict(self.vq_config or {})
         if self.code_positions and self.visual_embedding == "index":
@@ -62,6 +76,16 @@ class ETTConfig(PreTrainedConfig):
             )
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        with one_sentence(f"The configuration of '{pretrained_model_name_or_path}'"):
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        with one_sentence("The configuration of an ETT model"):
+            return super().from_dict(config_dict, **kwargs)
 
     def check_context(self, prompt_length: int, num_codes: int = 0):
         """
@@ -84,6 +108,14 @@ class ETTConfig(PreTrainedConfig):
             f"The prompt has {prompt_length} tokens, pictures included, and the language model's context ends at "
             f"{context}; shorten it."
         )
+
+
+def check_layers(fields: dict[str, Any], prefix: str):
+    """Raises `ValueError` where the fields of a language model's configuration ask for too many layers or none."""
+    for name in ("num_hidden_layers", "num_layers", "n_layer", "n_layers"):
+        layers = fields.get(name)
+        if isinstance(layers, (int, float)) and not 0 < layers <= MAX_LAYERS:
+            raise ValueError(f"{prefix}.{name} is {layers!r:.100}; expected 1 to {MAX_LAYERS} layers.")
 
 
 # `transformers serve` asks this table, to which `AutoModelForMultimodalLM.register` adds nothing, what it can load.

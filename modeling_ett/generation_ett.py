@@ -7,7 +7,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, CompileConfig, DynamicCache, StaticCache, StopStringCriteria
+from transformers import (
+    Cache,
+    CompileConfig,
+    DynamicCache,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
@@ -30,6 +38,21 @@ class ETTImageGenerationOutput(ModelOutput):
 
     sequences: torch.LongTensor | None = None
     scores: torch.FloatTensor | None = None
+
+
+class EndOfContext(StoppingCriteria):
+    """Ends answers where the language model's context ends, however many tokens are asked for.
+
+    Args:
+        context (`int`): Tokens of prompt and answer together.
+    """
+
+    def __init__(self, context: int):
+        self.context = context
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        is_done = input_ids.shape[1] >= self.context
+        return torch.full((len(input_ids),), is_done, dtype=torch.bool, device=input_ids.device)
 
 
 def _check_stop_strings(options: dict):
@@ -74,6 +97,8 @@ class ImageGenerationMixin:
             kwargs: For text all that [`~transformers.GenerationMixin.generate`] takes; for pictures see
                 [`~ImageGenerationMixin.generate_image_codes`].
 
+        Answers end where the language model's context ends, however many tokens are asked for.
+
         Returns:
             For text what transformers returns; for pictures codes of shape `(batch_size, height, width)`.
 
@@ -95,6 +120,10 @@ class ImageGenerationMixin:
         begins = kwargs.get("cache") is None and kwargs.get("past_key_values") is None
         if begins and kwargs.get("input_ids") is not None:
             self._check_prompts(kwargs["input_ids"], kwargs.get("attention_mask"), kwargs)
+        context = getattr(self.config.text_config, "max_position_embeddings", None)
+        if context is not None:
+            criteria = [*(kwargs.get("stopping_criteria") or ()), EndOfContext(context)]
+            kwargs["stopping_criteria"] = StoppingCriteriaList(criteria)
         return super().generate(**kwargs)
 
     @torch.no_grad()

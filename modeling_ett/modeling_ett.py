@@ -24,6 +24,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
+from .loading_ett import one_sentence
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
 from .scoring_head import ScoringHead, summed_cross_entropy
@@ -137,6 +138,18 @@ class ETTPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As in transformers, but for its errors.
+
+        Raises:
+            OSError: There is no such folder or repository, or a file is missing in it.
+            ValueError: Its files are damaged, or do not belong together.
+        """
+        with one_sentence(f"The model '{pretrained_model_name_or_path}'"):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the language model, and so of its caches. The vision tokenizer stays in float32, as pixels should."""
@@ -152,20 +165,22 @@ class ETTModel(ETTPreTrainedModel):
     def __init__(self, config: ETTConfig):
         super().__init__(config)
         self.vision_tokenizer = IBQModel.from_config(config.vq_config)
-        vq_config, hidden_size = self.vision_tokenizer.config, config.text_config.hidden_size
+        vq_config = self.vision_tokenizer.config
         modules = [*self.vision_tokenizer.modules()]
-        if config.visual_embedding == "index":
-            # The codes are more tokens of the language model, and start as its tokens do.
-            self.index_embedding = nn.Embedding(vq_config.num_vq_embeddings, hidden_size)
-        else:
-            # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
-            input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
-            side = config.image_size // self.vision_tokenizer.spatial_factor
-            positions = CodePositions(side, hidden_size) if config.code_positions else None
-            self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale, positions)
-            # A language model's small deviation would start the projector near zero.
-            modules += self.projector.modules()
-        self.language_model = AutoModel.from_config(config.text_config)
+        with one_sentence("text_config"):
+            hidden_size = config.text_config.hidden_size
+            if config.visual_embedding == "index":
+                # The codes are more tokens of the language model, and start as its tokens do.
+                self.index_embedding = nn.Embedding(vq_config.num_vq_embeddings, hidden_size)
+            else:
+                # Components of unit vectors are about 1/sqrt(D); layers are initialised for inputs of about 1.
+                input_scale = math.sqrt(vq_config.vq_embed_dim) if vq_config.l2_normalize else 1.0
+                side = config.image_size // self.vision_tokenizer.spatial_factor
+                positions = CodePositions(side, hidden_size) if config.code_positions else None
+                self.projector = ETTProjector(vq_config.vq_embed_dim, hidden_size, input_scale, positions)
+                # A language model's small deviation would start the projector near zero.
+                modules += self.projector.modules()
+            self.language_model = AutoModel.from_config(config.text_config)
         embeddings = self.language_model.get_input_embeddings()
         if isinstance(embeddings, nn.Embedding):
             # Its row would get no gradient, and padding may be the token that ends an answer.

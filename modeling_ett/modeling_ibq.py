@@ -14,7 +14,14 @@ from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .loading_ett import one_sentence
 from .quantizer_ibq import IBQQuantizer, IBQQuantizerOutput
+
+LARGEST = {"layers_per_block": 100, "patch_size": 256, "in_channels": 1024, "out_channels": 1024}
+"""Largest value of a size; of every other one it is 2^24."""
+
+DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,6 +65,9 @@ class IBQModel(VQModel):
             1, as in IBQ, change nothing; its data's values let a small tokenizer learn tints many times sooner.
         l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks,
             straight_through_weight: See [`IBQQuantizer`].
+
+    Raises:
+        ValueError: A size or number is out of range, or blocks, widths and groups do not fit one another.
     """
 
     _supports_gradient_checkpointing = True
@@ -88,6 +98,25 @@ class IBQModel(VQModel):
         entropy_over_ranks: bool = False,
         straight_through_weight: float = 0.0,
     ):
+        _check_sizes(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+            num_vq_embeddings=num_vq_embeddings,
+            vq_embed_dim=vq_embed_dim,
+            norm_num_groups=norm_num_groups,
+            patch_size=patch_size,
+        )
+        _check_blocks(block_out_channels, down_block_types, up_block_types, norm_num_groups)
+        _check_numbers(
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            logit_scale=logit_scale,
+            codebook_loss_weight=codebook_loss_weight,
+            entropy_temperature=entropy_temperature,
+            straight_through_weight=straight_through_weight,
+        )
         # VQModel's own constructor would register its configuration over ours and allocate a second codebook.
         super(VQModel, self).__init__()
         self.encoder = Encoder(
@@ -127,10 +156,35 @@ class IBQModel(VQModel):
         self.tile_overlap_factor = 0.25
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        As in diffusers, but for its errors.
+
+        Raises:
+            OSError: There is no such folder or repository, a file is missing in it, or its weights cannot be read.
+            ValueError: Its configuration is damaged, or the weights do not belong to it.
+        """
+        with one_sentence(f"The tokenizer '{pretrained_model_name_or_path}'"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path, **kwargs):
+        with one_sentence(f"The configuration of '{pretrained_model_name_or_path}'"):
+            loaded = super().load_config(pretrained_model_name_or_path, **kwargs)
+        fields = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not isinstance(fields, dict):
+            kind = type(fields).__name__
+            raise ValueError(
+                f"The configuration of '{pretrained_model_name_or_path}' holds a {kind}; expected a mapping of fields."
+            )
+        return loaded
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs):
-        # Where an exported folder's code is; diffusers would warn of it, and keep it in what is made of the model.
-        own = {name: value for name, value in config_dict.items() if name != "auto_map"}
-        return super().extract_init_dict(own, **kwargs)
+        with one_sentence("The configuration of an IBQ tokenizer"):
+            # Where an exported folder's code is; diffusers would warn of it, and keep it in what is made of the model.
+            own = {name: value for name, value in config_dict.items() if name != "auto_map"}
+            return super().extract_init_dict(own, **kwargs)
 
     def activation_checkpointing_enable(self, *args, **kwargs):
         """What transformers' trainer calls where diffusers' has [`~IBQModel.enable_gradient_checkpointing`]."""
@@ -310,6 +364,41 @@ class IBQModel(VQModel):
                 f"{self.config.num_vq_embeddings - 1}. Were they made by another tokenizer?"
             )
         return self.decode(self.codes_to_embeddings(codes), force_not_quantize=True, return_dict=return_dict)
+
+
+def _is_size(value: Any, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
+
+
+def _check_sizes(**sizes: Any):
+    for name, value in sizes.items():
+        largest = LARGEST.get(name, 2**24)
+        if not _is_size(value, largest):
+            raise ValueError(f"{name} is {value!r:.100}; expected a whole number from 1 to {largest}.")
+
+
+def _check_numbers(**numbers: Any):
+    for name, value in numbers.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e30
+        if not is_number or (name == "pixel_std" and value <= 0):
+            raise ValueError(f"{name} is {value!r:.100}; expected a {'number above 0' if is_number else 'number'}.")
+
+
+def _check_blocks(widths: Any, down: Any, up: Any, groups: int):
+    blocks = {"down_block_types": (down, DOWN_BLOCKS), "up_block_types": (up, UP_BLOCKS)}
+    for name, (types, known) in blocks.items():
+        if not isinstance(types, (list, tuple)) or not all(kind in known for kind in types):
+            raise ValueError(f"{name} is {types!r:.100}; expected a list of {' and '.join(known)}.")
+    is_list = isinstance(widths, (list, tuple))
+    if not is_list or not all(_is_size(width, 2**16) and width % groups == 0 for width in widths):
+        raise ValueError(
+            f"block_out_channels is {widths!r:.100}; expected a list of multiples of norm_num_groups={groups}."
+        )
+    if not len(widths) == len(down) == len(up) or not 0 < len(widths) <= 16:
+        raise ValueError(
+            f"There are {len(down)} down_block_types, {len(up)} up_block_types and {len(widths)} block_out_channels; "
+            "expected the same number of each, from 1 to 16."
+        )
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import unicodedata
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -36,8 +37,31 @@ URL_SECONDS = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
+LONGEST_REASON = 300
+"""Characters that are quoted of another library's message."""
+
+
 class ImageError(ValueError):
     """A picture that cannot be used, with the reason in one sentence."""
+
+
+@contextmanager
+def one_sentence(subject: str) -> Iterator[None]:
+    """
+    Within it, what libraries raise on damaged or hostile files becomes a `ValueError` of one sentence, which begins
+    with the `subject`. Errors of files that cannot be opened (`OSError`) pass, and sentences of a plain `ValueError`.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # Almost any type; tokenizers raises no other than `Exception`.
+        reason = " ".join(str(error).split())
+        if type(error) is ValueError and reason == str(error) and len(reason) <= LONGEST_REASON:
+            raise
+        if len(reason) > LONGEST_REASON:
+            reason = f"{reason[:LONGEST_REASON]}..."
+        raise ValueError(f"{subject} cannot be used ({type(error).__name__}: {reason}).") from error
 
 
 def load_image(source: str | Path | bytes | Image.Image, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -261,9 +285,11 @@ def height_and_width(size: Any) -> SizeDict:
         sides = [given["height"], given["width"]] if given.keys() == {"height", "width"} else None
     is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
     if not is_pair or not all(isinstance(side, numbers.Integral) and side > 0 for side in sides):
-        raise ValueError(f"size is {given!r}; expected a 'height' and a 'width', both in whole pixels and at least 1.")
+        raise ValueError(
+            f"size is {given!r:.100}; expected a 'height' and a 'width', both in whole pixels and at least 1."
+        )
     if sides[0] * sides[1] > MAX_IMAGE_PIXELS:
-        raise ValueError(f"size is {given!r}; expected at most {MAX_IMAGE_PIXELS} pixels in all.")
+        raise ValueError(f"size is {given!r:.100}; expected at most {MAX_IMAGE_PIXELS} pixels in all.")
     return SizeDict(height=int(sides[0]), width=int(sides[1]))
 
 
@@ -301,6 +327,16 @@ def fit_image(image: Image.Image, size: tuple[int, int], fit: str, resample: int
     return padded
 
 
+def _check_options(options: dict[str, Any]):
+    fit, resample, limit = (options.get(name) for name in ("fit", "resample", "max_image_pixels"))
+    if fit is not None and fit not in FITS:
+        raise ValueError(f"fit is {fit!r:.100}; expected one of {', '.join(FITS)}.")
+    if resample is not None and resample not in list(PILImageResampling):
+        raise ValueError(f"resample is {resample!r:.100}; expected the number of one of Pillow's filters, 0 to 5.")
+    if limit is not None and (not isinstance(limit, numbers.Integral) or isinstance(limit, bool) or limit < 1):
+        raise ValueError(f"max_image_pixels is {limit!r:.100}; expected a whole number above 0.")
+
+
 class ETTImageProcessorKwargs(TypedDict, total=False):
     """What can be set; the rest of transformers' options would only take the pixels out of `[-1, 1]` or of `size`."""
 
@@ -330,7 +366,7 @@ class ETTImageProcessor(PilBackend):
 
     Raises:
         ImageError: A picture cannot be read, is empty or too large, or an array is not in 0..255 or 0..1.
-        ValueError: `size` is no height and width, or `fit` is none of the three.
+        ValueError: `size` is no height and width, `fit` is none of the three, or another value is out of range.
     """
 
     valid_kwargs = ETTImageProcessorKwargs
@@ -340,7 +376,30 @@ class ETTImageProcessor(PilBackend):
     max_image_pixels = MAX_IMAGE_PIXELS
     rescale_factor = None
 
+    def __init__(self, **kwargs):
+        # Files set options. Anything else by the name of a method would take its place.
+        super().__init__(
+            **{
+                name: value
+                for name, value in kwargs.items()
+                if name in self.valid_kwargs.__annotations__ or not hasattr(type(self), name)
+            }
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        As in transformers, but for its errors.
+
+        Raises:
+            OSError: There is no such folder or repository, or a file is missing in it.
+            ValueError: A file is damaged, or a value in it is out of range.
+        """
+        with one_sentence(f"The image processor of '{pretrained_model_name_or_path}'"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     def _standardize_kwargs(self, size, **kwargs) -> dict:
+        _check_options(kwargs)
         return super()._standardize_kwargs(**kwargs, size=height_and_width(size))
 
     def preprocess(self, images, *args, size=None, **kwargs) -> BatchFeature:

@@ -2,8 +2,10 @@
 
 import base64
 import binascii
+import codecs
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import datasets
 from PIL import Image
 
 from .data_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
-from .image_processing_ett import ImageError, find_same_name, load_image, read_image_size
+from .image_processing_ett import LONGEST_REASON, ImageError, find_same_name, load_image, read_image_size
 
 FILE_FORMATS = TABLE_FORMATS
 """Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
@@ -135,19 +137,44 @@ def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
     elif "://" in path and Path(path).suffix in FILE_FORMATS:
         source, options = FILE_FORMATS[Path(path).suffix], {"data_files": path}
     captions = local.captions if local is not None else {}
-    try:
+    with reading(path):
+        for file in [file for files in local.splits.values() for file in files] if local is not None else ():
+            _check_first_row(file)
         splits = (
             [split] if split else list(local.splits) if local else datasets.get_dataset_split_names(source, **options)
         )
         rows = None
         if len(splits) == 1:
             rows = datasets.load_dataset(source, split=splits[0], streaming=streaming and not captions, **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"'{path}' could not be read as a data set: {cause}") from error
     if rows is None:
         raise ValueError(f"'{path}' has the splits {', '.join(map(repr, splits))}; name the one to read.")
     return _with_captions(rows, captions, streaming) if captions else rows
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Within it, what readers of a data set raise becomes a `ValueError` of one sentence."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # Readers of damaged files raise almost any type.
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())
+        if isinstance(cause, LookupError | TypeError | AttributeError) or not reason:
+            # Their messages are hardly more than a name.
+            reason = f"{type(cause).__name__}: {reason}"
+        raise ValueError(f"'{path}' could not be read as a data set: {reason:.{LONGEST_REASON}}") from error
+
+
+def _check_first_row(file: str):
+    """Raises `ValueError` where JSON begins with null in the place of a row, at which pyarrow's reader crashes."""
+    if FILE_FORMATS.get(os.path.splitext(file)[1].lower()) != "json":
+        return
+    with open(file, "rb") as content:
+        beginning = content.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()
+    if beginning.removeprefix(b"[").lstrip().startswith(b"null"):
+        raise ValueError(f"the first row of '{file}' is null; expected a mapping of columns to values.")
 
 
 def _find_files(path: str, split: str | None) -> LocalFiles | None:
@@ -296,5 +323,6 @@ __all__ = [
     "picture_name",
     "picture_sizes",
     "read_rows",
+    "reading",
     "undecoded",
 ]

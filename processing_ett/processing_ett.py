@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
 from .chat_template_ett import build_chat_template
-from .image_processing_ett import ETTImageProcessor, height_and_width
+from .image_processing_ett import ETTImageProcessor, height_and_width, one_sentence
 from .text_encoding_ett import (
     TextEncoder,
     begin_once,
@@ -25,6 +25,9 @@ from .word_tokenizer import unknown_words
 
 IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
 """Placeholder, start and end of a picture where the tokenizer has none of its own."""
+
+MAX_CODES = 2**16
+"""Most codes of an image: as of 4096 x 4096 pixels in the paper's tokenizer."""
 
 CAPTION_PROMPT = "Describe the image."
 """What is asked of a picture that comes without text, unless a processor says otherwise."""
@@ -48,6 +51,10 @@ class ETTProcessor(ProcessorMixin):
             a text and once for each code in the tokens, and what stands before and after a picture.
         caption_prompt (`str`): What is asked of pictures that come without text.
         chat_template (`str`, *optional*): By default the one of [`build_chat_template`].
+
+    Raises:
+        ValueError: The tokenizer lacks an image token, the size does not divide into codes, or a value is of another
+            type.
     """
 
     def __init__(
@@ -62,6 +69,17 @@ class ETTProcessor(ProcessorMixin):
         caption_prompt: str = CAPTION_PROMPT,
         chat_template: str | None = None,
     ):
+        texts = {
+            "image_token": image_token,
+            "image_start_token": image_start_token,
+            "image_end_token": image_end_token,
+            "caption_prompt": caption_prompt,
+        }
+        for name, value in texts.items():
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} is {value!r:.100}; expected a text.")
+        if not isinstance(spatial_factor, numbers.Integral) or isinstance(spatial_factor, bool) or spatial_factor < 1:
+            raise ValueError(f"spatial_factor is {spatial_factor!r:.100}; expected a whole number of pixels above 0.")
         self.vision_tokenizer = vision_tokenizer
         self.spatial_factor = spatial_factor
         self.image_token = image_token
@@ -124,6 +142,18 @@ class ETTProcessor(ProcessorMixin):
             image_end_token=tokens[2],
             **kwargs,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "ETTProcessor":
+        """
+        As in transformers, but for its errors.
+
+        Raises:
+            OSError: There is no such folder or repository, or a file is missing in it.
+            ValueError: A file is damaged, or a value in it is out of range.
+        """
+        with one_sentence(f"The processor of '{pretrained_model_name_or_path}'"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -361,7 +391,8 @@ class ETTProcessor(ProcessorMixin):
         Rows and columns of codes of a picture of a height and width in pixels.
 
         Raises:
-            ValueError: It is no height and width, or a side is no positive multiple of `spatial_factor`.
+            ValueError: It is no height and width, a side is no positive multiple of `spatial_factor`, or an image of
+                this size has too many codes.
         """
         factor = self.spatial_factor
         if not isinstance(image_size, (list, tuple)) or len(image_size) != 2:
@@ -371,7 +402,13 @@ class ETTProcessor(ProcessorMixin):
                 f"Pictures of {image_size[0]!r} x {image_size[1]!r} pixels (height x width) do not divide into codes "
                 f"of {factor} pixels a side; choose positive, whole multiples of it."
             )
-        return image_size[0] // factor, image_size[1] // factor
+        rows, columns = image_size[0] // factor, image_size[1] // factor
+        if rows * columns > MAX_CODES:
+            raise ValueError(
+                f"Pictures of {image_size[0]} x {image_size[1]} pixels (height x width) have {rows * columns} codes; "
+                f"expected at most {MAX_CODES}, so choose a smaller size."
+            )
+        return rows, columns
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_placeholder(*image_inputs["pixel_values"][image_idx].shape[-2:])

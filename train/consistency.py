@@ -5,7 +5,6 @@ does not have. Options of a part that is switched off (the size of a discriminat
 scenes beside one's own data) are a warning, since a recipe may keep them for the stage in which the part is on.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
@@ -18,12 +17,27 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .arguments import ETTTrainingArguments
 from .data.tasks import TASKS
-from .recipes import CRITICS, NEW_MODEL, PARTS, SCENE_FIELDS, VQ_LOSS, DataSection, ModelSection, Recipe, suggestion
+from .files import read_fields
+from .recipes import (
+    CRITICS,
+    NEW_MODEL,
+    PARTS,
+    SCENE_FIELDS,
+    TRAINING_DEFAULTS,
+    VQ_LOSS,
+    DataSection,
+    ModelSection,
+    Recipe,
+    suggestion,
+)
 
 logger = logging.getLogger(__name__)
 
 NO_EVALUATION = "a recipe has no evaluation dataset; measure the finished folder with `ett evaluate`"
 ALWAYS_ON = "training ignores it"
+SMALLEST_IMAGE = {"vgg": 16, "squeeze": 17, "alex": 31}
+"""Pixels a side of the smallest image that a network of LPIPS takes."""
+
 UNUSED_ARGUMENTS = {
     "label_smoothing_factor": "the caption loss is plain cross-entropy (equation 2)",
     "label_names": "the task decides what is predicted",
@@ -82,7 +96,8 @@ def settled_recipe(recipe: Recipe, model: nn.Module) -> Recipe:
     """The recipe in which the fields that describe the model have the values of the model that training starts from.
 
     Raises:
-        ValueError: The recipe gives another value than the model at `model.path` has.
+        ValueError: The recipe gives another value than the model at `model.path` has, or images are too small for the
+            losses of the tokenizer.
     """
     section = recipe.model
     if recipe.task == "reconstruction":
@@ -91,7 +106,25 @@ def settled_recipe(recipe: Recipe, model: nn.Module) -> Recipe:
         values = {name: section.of_new(name) for name in NEW_MODEL}
     else:
         values = settled_model(section, model.config.to_dict())
+    if "vision_tokenizer" in recipe.train:
+        _check_critics(values["image_size"], {**TRAINING_DEFAULTS, **recipe.training})
     return replace(recipe, model=replace(section, **values))
+
+
+def _check_critics(image_size: int, training: dict[str, Any]):
+    """Raises `ValueError` where the networks of the VQ loss take no images of this size."""
+    smallest = {}
+    if training["perceptual_weight"]:
+        smallest["perceptual_network"] = SMALLEST_IMAGE[training["perceptual_network"]]
+    if training["adversarial_weight"]:
+        # Each layer halves the sides, and the last two take one pixel more.
+        smallest["discriminator_layers"] = 3 * 2 ** min(training["discriminator_layers"], 32)
+    for name, side in smallest.items():
+        if image_size < side:
+            raise ValueError(
+                f"training.{name} is {training[name]!r:.100}, which takes images of at least {side} x {side} pixels; "
+                f"model.image_size is {image_size}."
+            )
 
 
 def settled_model(section: ModelSection, config: dict[str, Any]) -> dict[str, Any]:
@@ -122,15 +155,15 @@ def settled_model(section: ModelSection, config: dict[str, Any]) -> dict[str, An
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value!r:.100}"
 
 
 def _read_config(path: str) -> dict[str, Any] | None:
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = read_fields(Path(path) / "config.json")
     except (OSError, ValueError):
         return None
-    return config if isinstance(config, dict) and config.get("model_type") == "ett" else None
+    return config if config.get("model_type") == "ett" else None
 
 
 def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import IntervalStrategy, SchedulerType
 
+LARGEST_INT = 2**53
+"""Largest whole number of a recipe."""
+
 LONGEST_LIST = 8
 """Choices that an error message lists in full."""
 
@@ -118,7 +121,9 @@ def typed(name: str, value: Any, annotation: Any, key: str | None = None) -> Any
             raise _UnfitError
     except _UnfitError:
         expected = _describe(annotation, bounds)
-        raise ValueError(f"{name} is {value!r}; expected {expected}.") from None
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            expected += ", of at most 2^53"
+        raise ValueError(f"{name} is {value!r:.100}; expected {expected}.") from None
     return value
 
 
@@ -190,14 +195,14 @@ def _fit_float(value: Any) -> int | float:
             value = float(value)
         except ValueError:
             raise _UnfitError from None
-    if not _is_number(value) or not math.isfinite(value):
+    if not _is_number(value) or (isinstance(value, float) and not math.isfinite(value)):
         raise _UnfitError
     return value
 
 
 def _fit_int(value: Any) -> int:
     value = _fit_float(value)
-    if value != int(value):
+    if value != int(value) or abs(value) > LARGEST_INT:
         raise _UnfitError
     return int(value)
 

@@ -1,10 +1,12 @@
-"""Files that are there in whole or not at all."""
+"""Files that are there in whole or not at all, and files of other people."""
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -20,4 +22,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-__all__ = ["replacing"]
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """The fields of a JSON file.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no JSON, or holds no mapping.
+    """
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is no JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"'{path}' holds a {type(fields).__name__}; expected a mapping of fields to values.")
+    return fields
+
+
+__all__ = ["read_fields", "replacing"]

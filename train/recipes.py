@@ -221,6 +221,9 @@ CRITICS = (
 )
 """Options of LPIPS and of the discriminator."""
 
+MOST_VALUES = 10_000
+"""Most values of a recipe."""
+
 TRAINING_FIELDS = [item.name for item in fields(ETTTrainingArguments) if item.init]
 TRAINING_DEFAULTS = {item.name: item.default for item in fields(ETTTrainingArguments)}
 
@@ -246,10 +249,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"There is no recipe '{name}'.{suggestion(name, available_recipes())} Or give a YAML file.")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is no YAML: {error}") from error
+    values = _read_yaml(path.read_bytes(), f"'{path}'") or {}
     if not isinstance(values, dict):
         raise ValueError(f"'{path}' holds a {type(values).__name__}; a recipe is a mapping of fields to values.")
     given = {override.partition("=")[0] for override in overrides or []}
@@ -257,19 +257,18 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"The override '{override}' has no value; write section.field=value.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"The value of the override '{override}' is no YAML: {error}") from error
+        value = _read_yaml(text, f"The value of the override '{override:.100}'")
         _set(values, key, value)
         if key == "data.source" and value is not None:
             values["data"]["mixture"] = None
             if value != "scenes":
                 _remove(values["data"], "data", SCENE_FIELDS, given)
-        if key == "train" and isinstance(value, list) and "vision_tokenizer" not in value and values.get("training"):
+        training = values.get("training")
+        freezes_tokenizer = key == "train" and isinstance(value, list) and "vision_tokenizer" not in value
+        if freezes_tokenizer and isinstance(training, dict):
             # A loss at its default claims nothing, and `check_recipe` accepts it everywhere.
-            changed = [name for name in VQ_LOSS if values["training"].get(name) != TRAINING_DEFAULTS[name]]
-            _remove(values["training"], "training", (*changed, *CRITICS), given)
+            changed = [name for name in VQ_LOSS if training.get(name) != TRAINING_DEFAULTS[name]]
+            _remove(training, "training", (*changed, *CRITICS), given)
         if key == "model.visual_embedding" and value == "index":
             # Positions are a part of the projected codebook embeddings, which an index model does not have.
             _remove(values["model"], "model", ("code_positions",), given)
@@ -281,11 +280,37 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     hints = field_hints(ETTTrainingArguments)
     for key, value in recipe.training.items():
         if key not in TRAINING_FIELDS:
-            raise ValueError(f"The recipe has an unknown field 'training.{key}'.{suggestion(key, TRAINING_FIELDS)}")
+            unknown = f"training.{key}"
+            raise ValueError(f"The recipe has an unknown field '{unknown:.100}'.{suggestion(key, TRAINING_FIELDS)}")
         value = typed(f"training.{key}", value, hints[key])
         # Options that transformers hands on are typed nowhere: what looks like a number is one.
         recipe.training[key] = _number(value) if isinstance(value, dict) else value
     return recipe
+
+
+def _read_yaml(text: str | bytes, subject: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except Exception as error:  # Beside YAMLError, whatever the constructors of numbers and dates raise.
+        raise ValueError(f"{subject} is no YAML: {' '.join(str(error).split()):.300}") from error
+    if not _has_at_most(MOST_VALUES, value):
+        raise ValueError(
+            f"{subject} holds more than {MOST_VALUES} values, since aliases repeat some or contain themselves; write "
+            "out what a recipe needs."
+        )
+    return value
+
+
+def _has_at_most(count: int, value: Any) -> bool:
+    """Whether a nested value has no more parts, counting one that stands in several places there."""
+    left, seen = [value], 0
+    while left and seen <= count:
+        part, seen = left.pop(), seen + 1
+        if isinstance(part, dict):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, (list, tuple, set)):
+            left += part
+    return seen <= count
 
 
 def _remove(section: dict[str, Any], prefix: str, names: Sequence[str], given: set[str]):
@@ -327,13 +352,14 @@ def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     built = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(str(key), list(known))}")
+            unknown = f"{prefix}{key}"
+            raise ValueError(f"The recipe has an unknown field '{unknown:.100}'.{suggestion(key, list(known))}")
         default = known[key].default_factory
         if prefix == "" and default in (dict, ModelSection, DataSection, LoraSection):
             # A section that a recipe leaves empty is null.
             value = {} if value is None else value
             if not isinstance(value, dict):
-                raise ValueError(f"The recipe's '{key}' is {value!r}; it is a section of fields.")
+                raise ValueError(f"The recipe's '{key}' is {value!r:.100}; it is a section of fields.")
         if isinstance(default, type) and is_dataclass(default):
             value = _build(default, value, f"{prefix}{key}.")
         elif not (prefix == "data." and key == "mixture"):
@@ -352,24 +378,23 @@ def _typed_mixture(mixture: Any) -> dict[str, dict[str, Any]] | None:
         return None
     if not isinstance(mixture, dict) or not all(isinstance(entry, dict) for entry in mixture.values()):
         raise ValueError(
-            f"The recipe's 'data.mixture' is {mixture!r}; it is a mapping of names to sections such as "
+            f"The recipe's 'data.mixture' is {mixture!r:.100}; it is a mapping of names to sections such as "
             "{source: FOLDER, weight: 2}."
         )
     hints = field_hints(DataSection) | {"weight": float}
     for name, entry in mixture.items():
         for key, value in entry.items():
             if key not in MIXTURE_FIELDS:
-                raise ValueError(
-                    f"The recipe has an unknown field 'data.mixture.{name}.{key}'.{suggestion(key, MIXTURE_FIELDS)}"
-                )
+                unknown = f"data.mixture.{name}.{key}"
+                raise ValueError(f"The recipe has an unknown field '{unknown:.100}'.{suggestion(key, MIXTURE_FIELDS)}")
             known_as = key if key == "weight" else f"data.{key}"
             entry[key] = typed(f"data.mixture.{name}.{key}", value, hints[key], known_as)
     return mixture
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
+def suggestion(name: Any, known: Sequence[str]) -> str:
     """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
 
 

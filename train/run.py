@@ -41,7 +41,7 @@ from .data import (
     describe_data,
 )
 from .data.tokenization import check_tokenized_data
-from .files import replacing
+from .files import read_fields, replacing
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -383,8 +383,12 @@ def in_full_precision(model: ETTForConditionalGeneration, recipe: Recipe) -> ETT
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """How a finished model was made: what `training.json` holds."""
-    return json.loads((Path(folder) / RECORD_NAME).read_text())
+    """How a finished model was made: what `training.json` holds.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    return read_fields(Path(folder) / RECORD_NAME)
 
 
 def write_record(folder: str | Path, record: dict[str, Any]):

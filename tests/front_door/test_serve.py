@@ -76,6 +76,57 @@ def test_a_tokenizer_is_refused(models, monkeypatch):
 # Bad requests
 
 
+CHAT = [{"role": "user", "content": "what color is the circle ?"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({}, "messages", "The request has no messages"),
+        ({"messages": []}, "messages", "messages is no list"),
+        ({"messages": [{"content": "a"}]}, "messages", "expected messages, each with a role and a content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages", "A message's content is 3; expected a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages", "A part of the content is"),
+        ({"messages": [{"role": "user", "tool_calls": [1]}]}, "messages", "this model calls no tools"),
+        ({"input": {"a": 1}}, "input", "input is {'a': 1}; expected a text, or a list of parts"),
+        ({"prompt": 5}, "prompt", "prompt is 5; expected a text"),
+        ({"messages": CHAT, "max_tokens": 1e9}, "messages", "max_tokens is 1000000000.0; expected a whole number"),
+        ({"messages": CHAT, "temperature": [1]}, "messages", "temperature is [1]; expected 0, or a number from 0.01"),
+        ({"messages": CHAT, "seed": -1}, "messages", "seed is -1; expected a whole number from 0"),
+        ({"messages": CHAT, "logit_bias": {"a": 1}}, "messages", "logit_bias is {'a': 1}; expected a mapping"),
+        ({"messages": CHAT, "generation_config": "[]"}, "messages", "expected the JSON of a mapping"),
+        ({"messages": CHAT, "generation_config": '{"num_beams": 1000000}'}, "messages", "num_beams is 1000000"),
+        ({"messages": CHAT, "generation_config": '{"cache_config": {}}'}, "messages", "has the field 'cache_config'"),
+        ({"messages": CHAT, "chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "messages", "has no options"),
+    ],
+)
+def test_a_request_with_values_of_other_types_is_refused(body, field, message):
+    with pytest.raises(ValueError) as caught:
+        serving.check_request(body, field)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["/etc/hostname", "file:///etc/hostname", "", 5, {"url": None}])
+def test_requests_open_no_files_of_the_server(url):
+    content = [{"type": "image_url", "image_url": url}]
+    with pytest.raises(ValueError, match="files of the server are not opened for requests"):
+        serving.check_request({"messages": [{"role": "user", "content": content}]}, "messages")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"messages": CHAT, "temperature": 0, "top_p": None, "stream": True, "max_tokens": 8}, "messages"),
+        ({"input": [{"type": "input_image", "image_url": "data:image/png;base64,"}]}, "input"),
+        ({"input": CHAT, "instructions": "be brief"}, "input"),
+        ({"input": "a", "generation_config": '{"max_new_tokens": 4, "eos_token_id": [1, 2]}'}, "input"),
+        ({"prompt": "a", "suffix": "b"}, "prompt"),
+    ],
+)
+def test_usual_requests_pass(body, field):
+    serving.check_request(body, field)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -96,7 +147,13 @@ def test_a_request_that_would_be_ignored_in_part_is_refused(body, message):
 
 def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
     handlers = {}
-    app = SimpleNamespace(add_exception_handler=lambda kind, handler: handlers.update({kind: handler}))
+    paths = ("/v1/chat/completions", "/v1/audio/transcriptions", "/load_model", "/reset")
+    routes = [SimpleNamespace(path=path, endpoint=print) for path in paths]
+    app = SimpleNamespace(
+        add_exception_handler=lambda kind, handler: handlers.update({kind: handler}),
+        router=SimpleNamespace(routes=routes),
+        post=lambda path: lambda endpoint: handlers.update({path: endpoint}),
+    )
     monkeypatch.setattr(server, "build_server", lambda *args, **kwargs: app)
     plain = server.build_server
 
@@ -107,8 +164,11 @@ def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
     with serving.answering_bad_requests():
         assert server.build_server(None, chat, completion_handler=None) is app
     assert server.build_server is plain
+    assert [route.path for route in app.router.routes] == ["/v1/chat/completions"]
+    with pytest.raises(ValueError, match="model is 5; expected a text"):
+        asyncio.run(handlers["/load_model"]({"model": 5}))
     with pytest.raises(ValueError, match="n is 3"):
-        asyncio.run(chat.handle_request({"n": 3}, "id"))
+        asyncio.run(chat.handle_request({"n": 3, "messages": CHAT}, "id"))
     pytest.importorskip("starlette")
     response = asyncio.run(handlers[ValueError](None, ValueError("The word 'zebra' is\nunknown.")))
     assert response.status_code == 400 and b"The word 'zebra' is unknown." in response.body

@@ -151,7 +151,15 @@ def test_incomplete_record_names_what_is_missing_and_keeps_the_old_card(folder, 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"kind": "audio"}, "'audio'; expected one of tokenizer, chat, gen"), ({"lpips_backbone": "vgg"}, "'vgg'")],
+    [
+        ({"kind": "audio"}, "'audio'; expected one of tokenizer, chat, gen"),
+        ({"lpips_backbone": "vgg"}, "'vgg'"),
+        ({"kind": {}}, "has {} as its kind"),
+        ({"seconds": float("nan")}, "has nan seconds of training"),
+        ({"versions": ["torch"]}, r"has \['torch'\] as its versions"),
+        ({"results": [{"task": "a"}]}, "expected task, dataset, split, metric, value"),
+        ({"losses": 3}, "has 3 as its losses"),
+    ],
 )
 def test_unknown_kinds_are_refused(folder, record, change, message):
     with pytest.raises(ValueError, match=message):

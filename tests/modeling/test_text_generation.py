@@ -43,6 +43,12 @@ def written(model, inputs, **options):
     return model.generate(**inputs, **{**SIX, **options})[:, inputs["input_ids"].shape[1] :]
 
 
+def test_answers_end_where_the_context_ends(make_language_model, make_model):
+    model = make_model(make_language_model(max_position_embeddings=12))
+    tokens = model.generate(torch.tensor([[10, 11, 12]]), max_new_tokens=10**9, min_new_tokens=100, do_sample=False)
+    assert tokens.shape == (1, 12)
+
+
 def as_(kind, model, inputs):
     """The inputs, with the pictures as pixels, codes or embeddings."""
     pixels = inputs["pixel_values"]

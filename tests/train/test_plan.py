@@ -42,6 +42,19 @@ def model_folder(make_model, tmp_path):
     return str(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("training.perceptual_weight=1", "perceptual_network is 'squeeze', which takes images of at least 17 x 17"),
+        ("training.discriminator_layers=3", "discriminator_layers is 3, which takes images of at least 24 x 24"),
+    ],
+)
+def test_images_too_small_for_the_tokenizers_losses_are_an_error(setting, message):
+    changes = [change for change in SMALL if not change.startswith(setting.partition("=")[0])]
+    with pytest.raises(ValueError, match=message):
+        plan_recipe("demo_tokenizer", ["data.source=scenes", TOKENIZER, *changes, setting])
+
+
 # Parameters
 
 

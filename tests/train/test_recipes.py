@@ -110,6 +110,13 @@ def test_an_empty_file_is_a_recipe_of_defaults(recipe_file):
         ),
         ("[a, b]", "holds a list; a recipe is a mapping of fields to values"),
         ("a: [", "is no YAML"),
+        ("title: !!timestamp x", "is no YAML"),
+        ("[" * 9999, "is no YAML"),
+        ("train: &a [*a]", "holds more than 10000 values, since aliases repeat some or contain themselves"),
+        ("a: &a [x, x, x]\nb: &b [*a, *a, *a]\n" + "title: [" + "*b, " * 2000 + "]", "holds more than 10000 values"),
+        ("training: {seed: 1" + "0" * 400 + "}", "expected 0 or a whole number above 0, of at most 2^53"),
+        ("data: {mixture: {a: {1: 2}}}", "unknown field 'data.mixture.a.1'. Known are: "),
+        ("training: {1: 2}", "unknown field 'training.1'. Known are: "),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(recipe_file, text, message):

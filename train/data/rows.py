@@ -19,6 +19,7 @@ from processing_ett.picture_rows import (
     picture_cells,
     picture_name,
     read_rows,
+    reading,
     undecoded,
 )
 
@@ -182,8 +183,9 @@ def open_rows(
         reader.check(rows[index] for index in range(len(rows)))
         return tars if streaming else rows, reader
     rows = read_rows(path, split, streaming)
-    # Of data sets that are made row by row, columns are known only from a row.
-    columns = rows.column_names or list(next(iter(rows), {}))
+    with reading(path):
+        # Of data sets that are made row by row, columns are known only from a row.
+        columns = rows.column_names or list(next(iter(rows), {}))
     image_column, messages_column = (
         ALIASES.get(column, column) if column not in columns and ALIASES.get(column) in columns else column
         for column in (image_column, messages_column)
@@ -199,7 +201,8 @@ def open_rows(
         if task != "text" and rows.features and image_column in rows.features:
             check_pictures(path, rows.features, image_column, OPTIONS)
     rows = undecoded(rows)
-    first = list(rows.take(FIRST_ROWS))
+    with reading(path):
+        first = list(rows.take(FIRST_ROWS))
     if not first:
         raise ValueError(f"'{path}' holds no examples.")
     reader.check(first)

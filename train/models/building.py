@@ -1,14 +1,14 @@
 """The models that training starts from: of a folder or the Hub, or new ones from a recipe's fields."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from modeling_ett.configuration_ett import check_layers
+from modeling_ett.loading_ett import one_sentence
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
@@ -16,6 +16,7 @@ from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 from ..data import Examples, Stream
 from ..data.codes import fit_of_codes, is_tokenized, read_tokenization
 from ..field_types import field_hints, typed
+from ..files import read_fields
 from ..recipes import NEW_MODEL, ModelSection, Recipe, suggestion
 from .initialization import start_linear
 from .quantization import quantization_arguments, stay_trainable
@@ -146,10 +147,9 @@ def _stated_visual_embedding(section: ModelSection) -> str | None:
     if section.path is None:
         return section.of_new("visual_embedding")
     try:
-        config = json.loads((Path(section.path) / "config.json").read_text())
+        return read_fields(Path(section.path) / "config.json").get("visual_embedding", "codebook")
     except (OSError, ValueError):
         return None
-    return config.get("visual_embedding", "codebook")
 
 
 def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor | ETTImageProcessor:
@@ -264,12 +264,14 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
     """A new small causal language model with the tokenizer's vocabulary.
 
     Raises:
-        ValueError: Its kind or a field is unknown.
+        ValueError: Its kind or a field is unknown, or a value does not fit.
     """
     fields = dict(fields)
+    check_layers(fields, "model.language_model")
     model_type = fields.pop("model_type", "qwen2")
     # A configuration would keep an unknown field without a word.
-    known = [item.name for item in dataclasses.fields(AutoConfig.for_model(model_type))]
+    with one_sentence("model.language_model"):
+        known = [item.name for item in dataclasses.fields(AutoConfig.for_model(model_type))]
     of_tokenizer = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -283,11 +285,8 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
             raise ValueError(
                 f"The recipe has an unknown field 'model.language_model.{name}'.{suggestion(name, known)}"
             )
-    try:
-        config = AutoConfig.for_model(model_type, **of_tokenizer, **fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"model.language_model cannot be used: {' '.join(str(error).split())}") from error
-    return AutoModelForCausalLM.from_config(config)
+    with one_sentence("model.language_model"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **of_tokenizer, **fields))
 
 
 def require_model_folder(path: str, expected: str):
@@ -302,12 +301,12 @@ def require_model_folder(path: str, expected: str):
             raise ValueError(f"There is no model folder '{path}'.")
         return
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_fields(folder / "config.json")
     except (OSError, ValueError) as error:
         raise ValueError(f"'{path}' is no model folder: its config.json is missing or unreadable.") from error
     found = config.get("_class_name") or config.get("model_type")
     if found != expected:
-        raise ValueError(f"'{path}' holds a model of kind {found!r}; expected {expected!r}.")
+        raise ValueError(f"'{path}' holds a model of kind {found!r:.100}; expected {expected!r}.")
 
 
 __all__ = [

@@ -17,12 +17,13 @@ from modeling_ett.configuration_ett import ETTConfig
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import build_word_tokenizer
-from processing_ett.picture_rows import read_rows
+from processing_ett.picture_rows import read_rows, reading
 
 from ..arguments import ETTTrainingArguments, accumulation_steps
 from ..consistency import check_recipe, settled_recipe
 from ..data import build_examples
 from ..data.choice import source_section
+from ..data.tars import TarRows, find_tars
 from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
 from ..models.building import (
     check_visual_embedding,
@@ -44,6 +45,7 @@ from .footprint import activation_bytes
 
 TEXT_TOKENS = 128
 MOST_COUNTED = 200_000
+NO_EXAMPLES = "none that can be read"
 ASSUMED_UTILIZATION = 0.4
 GIB = 2**30
 # 4 bits, and the scales of 64 weights in 8 bits, theirs of 256 in 32.
@@ -327,9 +329,15 @@ def count_examples(data: DataSection) -> int | str:
     if not (Path(data.source).exists() or "*" in data.source):
         return "not counted (not on this machine)"
     try:
-        count = sum(1 for _ in itertools.islice(read_rows(data.source, data.split, streaming=True), MOST_COUNTED + 1))
+        if tars := find_tars(data.source):
+            return len(TarRows(tars)) or NO_EXAMPLES
+        rows = read_rows(data.source, data.split, streaming=True)
+        with reading(data.source):
+            count = sum(1 for _ in itertools.islice(rows, MOST_COUNTED + 1))
     except ValueError as error:
         return f"cannot be read: {error}"
+    if not count:
+        return NO_EXAMPLES
     return count if count <= MOST_COUNTED else f"more than {MOST_COUNTED:,}"
 
 
