@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
 
@@ -261,7 +262,7 @@ class ETTProcessor(ProcessorMixin):
 
         Raises:
             ValueError: A part of a message is no text and no image; `tools` or `documents` are given, and the chat
-                template has no place for them.
+                template has no place for them; the chat template is damaged, or refuses the chat.
         """
         template = str(self.chat_template if chat_template is None else chat_template)
         for name, given in {"tools": tools, "documents": documents}.items():
@@ -273,9 +274,12 @@ class ETTProcessor(ProcessorMixin):
         for kind in _kinds_of_parts(conversation):
             if kind not in ("text", "image", "image_url"):
                 raise ValueError(f"A message has a part of type {kind!r}; expected parts of type text or image.")
-        return super().apply_chat_template(
-            conversation, chat_template=chat_template, tools=tools, documents=documents, **kwargs
-        )
+        try:
+            return super().apply_chat_template(
+                conversation, chat_template=chat_template, tools=tools, documents=documents, **kwargs
+            )
+        except TemplateError as error:
+            raise ValueError(f"The chat template cannot write this chat: {' '.join(str(error).split())}") from error
 
     def prepare_drawing(self, prompts: str | list[str], **kwargs) -> BatchFeature:
         """

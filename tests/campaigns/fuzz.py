@@ -111,6 +111,8 @@ def _case(name: str, seed: int) -> Case:
 
 def _run(kind: str, rng: np.random.Generator, place: Place) -> Iterator[None]:
     datasets.config.HF_DATASETS_CACHE = place.cache
+    # Torch makes its pool of threads anew after a fork, and threads of autograd must not meet there.
+    torch.set_num_threads(1)
     yield from KINDS[kind](rng, place)
 
 

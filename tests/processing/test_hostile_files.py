@@ -51,6 +51,15 @@ def test_a_damaged_text_tokenizer_is_one_sentence(folder, content):
 
 
 @pytest.mark.parametrize(
+    "template", ["{% if", "{{ messages.a.b }}", "{{ raise_exception('Roles\\nmust alternate.') }}"]
+)
+def test_a_chat_template_that_cannot_be_used_is_one_sentence(processor, template):
+    processor.chat_template = template
+    chat = [{"role": "user", "content": "a red circle"}]
+    assert "The chat template cannot write this chat: " in refusal(processor.apply_chat_template, chat)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"fit": 5}, "fit is 5; expected one of crop, pad, stretch"),

@@ -5,7 +5,7 @@ import pytest
 from processing_ett import build_word_tokenizer
 from train import load_recipe, read_record
 from train.models.building import new_language_model
-from train.planning.plan import count_examples
+from train.planning.plan import count_examples, model_without_weights
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, "\ufeff{}"])
@@ -20,6 +20,14 @@ def test_a_plan_says_where_no_row_can_be_read(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     found = count_examples(load_recipe("stage1_alignment", [f"data.source={tmp_path / name}"]).data)
     assert found == "none that can be read" or found.startswith("cannot be read: ")
+
+
+def test_a_plan_of_a_new_language_model_filters_its_data(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a red circle"}\n{"text": "a"}\n')
+    parts = ["model.vision_tokenizer={}", "model.language_model={hidden_size: 16, num_hidden_layers: 1}"]
+    filters = "data.filters=[{type: caption_length, min_words: 2}]"
+    recipe = load_recipe("demo_language", [*parts, f"data.source={tmp_path / 'rows.jsonl'}", filters])
+    assert model_without_weights(recipe).config.text_config.vocab_size > 10
 
 
 @pytest.mark.parametrize(

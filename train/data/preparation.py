@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from PIL import Image
@@ -16,9 +15,6 @@ from processing_ett import ETTImageProcessor, ETTProcessor
 from .collator import IGNORED, to_unit_range
 from .skipped import SkippedRows
 from .tasks import TASKS, Segments, num_pictures
-
-UNPREPARED = (ValueError, jinja2.TemplateError)
-"""Errors of one example that cannot be prepared; a chat template raises the second."""
 
 FIRST_EXAMPLES = 100
 """Examples of each source of which one has to be usable."""
@@ -130,7 +126,7 @@ class PreparedDataset(Dataset):
                     raise example
                 self.prepare(example, number)
                 return
-            except UNPREPARED as error:
+            except ValueError as error:
                 first = first or (name, error)
         if first:
             name, error = first
@@ -144,7 +140,7 @@ class PreparedDataset(Dataset):
             name = example.get("name", f"example {number}")
             try:
                 return self.prepare(example, number)
-            except UNPREPARED as error:
+            except ValueError as error:
                 self._skipped.note(name, str(error))
                 last = name, error
         name, error = last

@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .preparation import MOST_UNUSABLE, UNPREPARED, PreparedDataset
+from .preparation import MOST_UNUSABLE, PreparedDataset
 from .rows import UNUSABLE, RowReader
 from .selection import FilterChain, summarize
 from .skipped import SkippedRows
@@ -326,7 +326,7 @@ class PreparedStream(IterableDataset):
         for example, position in self.examples.read(reader, readers, self.positions[own]):
             try:
                 item = self.preparation.prepare(example, zlib.crc32(example["name"].encode()))
-            except UNPREPARED as error:
+            except ValueError as error:
                 skipped.note(example["name"], str(error))
                 unusable += 1
                 if unusable == MOST_UNUSABLE:

@@ -246,6 +246,13 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
         ValueError: A folder holds no such model, or a configuration is out of reach.
     """
     section = recipe.model
+    text_tokenizer = None
+    if recipe.task != "reconstruction" and section.path is None:
+        require_parts(section)
+        if isinstance(section.language_model, dict):
+            # Not on the meta device, since filters look at images.
+            examples = build_examples(recipe, seed)
+            text_tokenizer = build_word_tokenizer(examples.texts(), examples.spelled())
     with torch.device("meta"):
         if recipe.task == "reconstruction":
             fields = _tokenizer_fields(section.path or section.vision_tokenizer)
@@ -256,10 +263,7 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
             config = _reachable(ETTConfig, section.path)
             config.visual_head = config.visual_head or bool(section.visual_head)
             return ETTForConditionalGeneration(config)
-        require_parts(section)
-        if isinstance(section.language_model, dict):
-            examples = build_examples(recipe, seed)
-            text_tokenizer = build_word_tokenizer(examples.texts(), examples.spelled())
+        if text_tokenizer is not None:
             text_config = new_language_model(section.language_model, text_tokenizer).config
         else:
             text_config = _reachable(AutoConfig, section.language_model)

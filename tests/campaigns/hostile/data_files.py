@@ -48,7 +48,7 @@ def shards(rng: Generator, place: Place) -> Iterator[None]:
     with tarfile.open(fileobj=content, mode=pick(rng, ("w", "w", "w", "w:gz")), format=pick(rng, (0, 1, 2))) as tar:
         for number in range(rng.integers(1, 5)):
             _add(rng, tar, f"{number:04}.png", _image(rng))
-            _add(rng, tar, f"{number:04}.txt", pick(rng, (b"a red circle", b"\xff\xfe\x00", b"", b"a " * 9999)))
+            _add(rng, tar, f"{number:04}.txt", pick(rng, (b"a red circle", b"\xff\xfe\x00", b"", b"a " * 999)))
             if rng.random() < 0.5:
                 _add(rng, tar, f"{number:04}.json", hostile_json(rng, {"conversations": CHAT, "text": "a cat"}))
     path.write_bytes(content.getvalue() if rng.random() < 0.5 else mutated_bytes(rng, content.getvalue()))
@@ -71,7 +71,7 @@ def _add(rng: Generator, tar: tarfile.TarFile, name: str, content: bytes):
 
 def _image(rng: Generator) -> bytes:
     if rng.random() < 0.3:
-        return hostile_image(rng)[0]
+        return hostile_image(rng, is_small=True)[0]
     content = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(content, "PNG")
     return content.getvalue()

@@ -91,10 +91,10 @@ def _repeat_chunks(rng: Generator, content: bytes) -> bytes:
     return content[:8] + b"".join(chunks[:1] + kept + chunks[-1:])
 
 
-def hostile_image(rng: Generator) -> tuple[bytes, str]:
-    """A damaged image, or a file that pretends to be one, and its suffix."""
+def hostile_image(rng: Generator, is_small: bool = False) -> tuple[bytes, str]:
+    """A damaged image, or a file that pretends to be one, and its suffix. A large one takes seconds to decode."""
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.1 and not is_small:
         # Many pixels of one colour in few bytes: a little less or more than what is decoded.
         width, height = 8192, int(rng.integers(9000, 13000))
         return _png(width, height, b"\x00" * (width * 3 + 1) * height), ".png"
@@ -142,7 +142,7 @@ def photos(rng: Generator, place: Place) -> Iterator[None]:
     damaged = rng.random()
     rows = []
     for number in range(rng.integers(1, 7)):
-        content, suffix = hostile_image(rng) if rng.random() < damaged else make_image(rng)
+        content, suffix = hostile_image(rng, is_small=True) if rng.random() < damaged else make_image(rng)
         suffix = suffix if suffix in (".png", ".jpg", ".gif", ".webp", ".tif", ".bmp") else ".jpg"
         (folder / f"{number}{suffix}").write_bytes(content)
         rows.append({"file_name": f"{number}{suffix}", "text": " ".join(rng.permutation(WORDS[:5]))})

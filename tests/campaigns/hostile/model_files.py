@@ -61,7 +61,7 @@ def weights(rng: Generator, place: Place) -> Iterator[None]:
     else:
         content = _hostile_header(rng, content) if rng.random() < 0.5 else mutated_bytes(rng, content)
     (folder / changed).write_bytes(content)
-    yield from _use(rng, place, folder)
+    yield from _use(rng, place, folder, changed)
 
 
 def _hostile_header(rng: Generator, content: bytes) -> bytes:
@@ -90,7 +90,7 @@ def configs(rng: Generator, place: Place) -> Iterator[None]:
     else:
         content = mutated_bytes(rng, content)
     (folder / changed).write_bytes(content)
-    yield from _use(rng, place, folder)
+    yield from _use(rng, place, folder, changed)
 
 
 def records(rng: Generator, place: Place) -> Iterator[None]:
@@ -111,44 +111,46 @@ def records(rng: Generator, place: Place) -> Iterator[None]:
     run_command("train", "stage1_alignment", *RECIPE, "--output-dir", folder)
 
 
-def _use(rng: Generator, place: Place, folder: Path) -> Iterator[None]:
-    """Loads a folder in one of the ways in which its kind is loaded."""
+def _use(rng: Generator, place: Place, folder: Path, changed: str) -> Iterator[None]:
+    """Loads a folder in one of the ways in which its kind is loaded and that read the changed file."""
     image = place.inputs / "image.png"
     Image.linear_gradient("L").resize((20, IMAGE_SIZE)).convert("RGB").save(image)
     stage = "stage1_alignment", f"model.path={folder}", "data.source=scenes"
-    # Auto classes look into the configuration before a class of this project does.
-    is_ours = _is_ours(folder / "config.json")
-    kind = "tokenizer" if folder.name == "ett-tokenizer" else "gen" if folder.name == "ett-gen" else "chat"
-    calls: dict[str, tuple[Callable[[], Any], ...]] = {
-        "tokenizer": (
-            lambda: IBQModel.from_pretrained(folder),
-            *([lambda: diffusers.AutoModel.from_pretrained(str(folder))] if is_ours else []),
-            lambda: ETTImageProcessor.from_pretrained(folder),
-            lambda: run_command("reconstruct", image, "--model", folder),
-            lambda: run_command("export", folder, "exported"),
-            lambda: run_command("train", "demo_tokenizer", f"model.path={folder}", "--dry-run"),
-        ),
-        "chat": (
-            lambda: ETTConfig.from_pretrained(folder),
-            lambda: ETTForConditionalGeneration.from_pretrained(folder),
-            *([lambda: AutoModelForImageTextToText.from_pretrained(folder)] if is_ours else []),
-            lambda: ETTProcessor.from_pretrained(folder),
-            *([lambda: AutoProcessor.from_pretrained(folder)] if is_ours else []),
-            lambda: run_command("caption", image, "--model", folder, "--max-new-tokens", 2),
-            lambda: run_command("reconstruct", image, "--model", folder),
-            lambda: run_command("export", folder, "exported"),
-            lambda: run_command("train", *stage, "--dry-run"),
-            lambda: run_command("inspect-data", *stage),
-        ),
-        "gen": (
-            lambda: ETTForConditionalGeneration.from_pretrained(folder),
-            lambda: ETTProcessor.from_pretrained(folder),
-            lambda: run_command("draw", "a red circle", "--model", folder, "--output", "drawing.png"),
-            lambda: run_command("export", folder, "exported"),
-            lambda: run_command("train", "demo_gen", f"model.path={folder}", "--dry-run"),
-        ),
+    # By what they read: configuration (c), weights (w), settings of generation (g), processor (p).
+    calls: dict[str, list[tuple[str, Callable[[], Any]]]] = {
+        "ett-tokenizer": [
+            ("cw", lambda: IBQModel.from_pretrained(folder)),
+            ("p", lambda: ETTImageProcessor.from_pretrained(folder)),
+            ("cwp", lambda: run_command("reconstruct", image, "--model", folder)),
+            ("cp", lambda: run_command("export", folder, "exported")),
+            ("c", lambda: run_command("train", "demo_tokenizer", f"model.path={folder}", "--dry-run")),
+        ],
+        "ett-chat": [
+            ("c", lambda: ETTConfig.from_pretrained(folder)),
+            ("cwg", lambda: ETTForConditionalGeneration.from_pretrained(folder)),
+            ("p", lambda: ETTProcessor.from_pretrained(folder)),
+            ("cwgp", lambda: run_command("caption", image, "--model", folder, "--max-new-tokens", 2)),
+            ("cwp", lambda: run_command("reconstruct", image, "--model", folder)),
+            ("cwp", lambda: run_command("export", folder, "exported")),
+            ("c", lambda: run_command("train", *stage, "--dry-run")),
+            ("p", lambda: run_command("inspect-data", *stage)),
+        ],
+        "ett-gen": [
+            ("cwg", lambda: ETTForConditionalGeneration.from_pretrained(folder)),
+            ("p", lambda: ETTProcessor.from_pretrained(folder)),
+            ("cwgp", lambda: run_command("draw", "a red circle", "--model", folder, "--output", "drawing.png")),
+            ("cwp", lambda: run_command("export", folder, "exported")),
+            ("c", lambda: run_command("train", "demo_gen", f"model.path={folder}", "--dry-run")),
+        ],
     }
-    call = pick(rng, calls[kind])
+    if _is_ours(folder / "config.json"):
+        # Auto classes look into a configuration before a class of this project does.
+        calls["ett-tokenizer"].append(("cw", lambda: diffusers.AutoModel.from_pretrained(str(folder))))
+        calls["ett-chat"].append(("cwg", lambda: AutoModelForImageTextToText.from_pretrained(folder)))
+        calls["ett-chat"].append(("p", lambda: AutoProcessor.from_pretrained(folder)))
+    kind = "w" if "safetensors" in changed else {"config.json": "c", "generation_config.json": "g"}.get(changed, "p")
+    own = calls["ett-chat" if folder.name == "shards" else folder.name]
+    call = pick(rng, [call for reads, call in own if kind in reads])
     yield
     call()
 
