@@ -42,6 +42,14 @@ def test_at_a_signal_the_step_is_finished_and_saved(make_vision_tokenizer, argum
     assert signal.getsignal(number) is former
 
 
+def test_an_interrupted_run_takes_no_sample_and_has_no_summary(make_vision_tokenizer, arguments, make_items, tmp_path):
+    args = arguments(max_steps=4, sample_steps=3)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(8), callbacks=[Signal(signal.SIGTERM)])
+    trainer.train()
+    assert not (tmp_path / "run" / "samples").exists()
+    assert [entry["step"] for entry in trainer.state.log_history] == [1, 2]
+
+
 def test_a_second_ctrl_c_stops_at_once(make_vision_tokenizer, arguments, make_items, tmp_path, capfd):
     class Twice(Signal):
         def on_substep_end(self, args, state, control, **kwargs):
