@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo study test quality format bench clean
+.PHONY: help venv install demo study test soak quality format bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ study: $(STAMP)  ## Run the ablations of the paper at miniature scale, some 9 ho
 
 test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)
 	$(BIN)/python -m pytest -q $(ARGS)
+
+soak: $(STAMP)  ## Train every stage and disturb it 100 times, some 15 minutes (ARGS="--kills 20 --stage chat")
+	$(BIN)/python -m tests.campaigns.soak $(ARGS)
 
 quality: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

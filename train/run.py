@@ -41,7 +41,7 @@ from .data import (
     describe_data,
 )
 from .data.tokenization import check_tokenized_data
-from .files import replacing
+from .files import remove_unfinished, replacing
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -153,6 +153,7 @@ def _run(
     if args.should_save:
         lock.claim()
         work.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(output_dir)
         with replacing(work / RECIPE_NAME) as temporary:
             temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
     trainer = ETTTrainer(

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .preparation import MOST_UNUSABLE, UNPREPARED, PreparedDataset
 from .rows import UNUSABLE, RowReader
 from .selection import FilterChain, summarize
-from .skipped import SkippedRows
+from .skipped import SkippedRows, missing_data
 from .sources import SceneExamples
 from .tars import index_tar, read_samples
 
@@ -150,6 +150,7 @@ class ExampleStream:
 
         Raises:
             ValueError: An epoch held no usable example for this reader.
+            MissingDataError: A shard is missing that was there when the data were opened.
         """
         self._skipped = SkippedRows()
         position = position or _start(0)
@@ -228,6 +229,8 @@ class ExampleStream:
                 for number, row in enumerate(self.shards.read(shard, start), start):
                     if number % step == first:
                         yield (place, number), self.reader.name(row, f"{number} of {self.shards.name(shard)}"), row
+            except FileNotFoundError as error:
+                raise missing_data(error.filename or self.shards.name(shard)) from error
             except Exception as error:  # Readers of damaged files raise almost any type.
                 self._skipped.note(self.shards.name(shard), f"Only its beginning can be read: {error}")
             start = 0
