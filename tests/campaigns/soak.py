@@ -87,28 +87,28 @@ OPENING, DELETING = {"open", "os.mkdir", "os.rename"}, {"os.remove", "os.rmdir"}
 
 
 def make_data(folder: Path):
-    """A few scenes as a folder of images with captions, conversations, texts and two tar files."""
+    """A few scenes as a folder of images with captions beside them, a table of conversations with their images, texts,
+    and two tar files."""
     captioned = SceneExamples("caption", 0, "train", ROWS)
     asked = SceneExamples("chat", 0, "train", ROWS, questions_per_scene=3, independent_turns=True)
-    images, chats = folder / "images", folder / "chats"
-    images.mkdir(parents=True)
-    chats.mkdir()
-    captions, conversations, texts = [], [], []
+    images, chats, shards = folders = [folder / name for name in ("images", "chats", "shards")]
+    for made in folders:
+        made.mkdir(parents=True)
+    conversations, texts = [], []
     for number in range(ROWS):
         example, chat, name = captioned[number], asked[number], f"{number:02}.png"
         for images_folder in (images, chats):
             example["images"][0].save(images_folder / name)
-        captions.append({"file_name": name, "text": example["text"]})
+        (images / name).with_suffix(".txt").write_text(example["text"])
         turns = [_turn(message) for message in chat["messages"]]
         conversations.append({"image": name, "messages": turns})
         texts += [{"text": text} for text in (example["text"], *(turn["content"] for turn in turns))]
-        with tarfile.open(folder / f"shard-{number % 2}.tar", "a") as tar:
+        with tarfile.open(shards / f"{number % 2}.tar", "a") as tar:
             for suffix, content in (("png", (images / name).read_bytes()), ("txt", example["text"].encode())):
                 member = tarfile.TarInfo(f"{number:02}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     for path, rows in (
-        (images / "metadata.jsonl", captions),
         (chats / "chat.jsonl", conversations),
         (folder / "text.jsonl", [{"text": row["text"].removeprefix("<image>")} for row in texts]),
     ):
@@ -128,13 +128,15 @@ class Stage:
 
     Args:
         start: The stage whose finished model it starts from.
-        files: Data that may go missing, as patterns in the folder of data.
+        data: What may go missing of the data at any time: its name in the folder of data.
+        parts: What may go missing once the data are open, as a pattern.
         overrides: Further fields of the recipe.
     """
 
     recipe: str
     start: str | None
-    files: tuple[str, ...]
+    data: str
+    parts: str
     overrides: tuple[str, ...]
 
 
@@ -147,13 +149,12 @@ CRITICS = (
     *("training.discriminator_width=8", "training.discriminator_layers=1", "training.critics_batch_size=1"),
     "training.discriminator_start_step=0",
 )
-IMAGES, CHATS = ("images", "images/*.png"), ("chats", "chats/chat.jsonl")
-
 STAGES = {
     "tokenizer": Stage(
         "demo_tokenizer",
         None,
-        IMAGES,
+        "images",
+        "images/*.png",
         (
             "data.source={data}/images",
             "model.image_size=16",
@@ -171,7 +172,8 @@ STAGES = {
     "language": Stage(
         "demo_language",
         "tokenizer",
-        ("text.jsonl",),
+        "text.jsonl",
+        "text.jsonl",
         (
             "data.source={data}/text.jsonl",
             "model.image_size=16",
@@ -183,13 +185,15 @@ STAGES = {
     "alignment": Stage(
         "stage1_alignment",
         "language",
-        IMAGES,
+        "images",
+        "images/*.png",
         ("data.source={data}/images", "model.path={start}", "training.global_batch_size=4"),
     ),
     "semantic": Stage(
         "demo_semantic",
         "alignment",
-        IMAGES,
+        "images",
+        "images/*.png",
         (
             "data.source={data}/images",
             "data.filters=[{type: resolution, min_side: 8}]",
@@ -203,15 +207,17 @@ STAGES = {
     "chat": Stage(
         "demo_chat",
         "semantic",
-        CHATS,
+        "chats",
+        "chats/chat.jsonl",
         ("data.source={data}/chats/chat.jsonl", "data.in_memory=false", "model.path={start}"),
     ),
     "generation": Stage(
         "demo_gen",
         "semantic",
-        ("*.tar",),
+        "shards",
+        "shards/*.tar",
         (
-            "data.source={data}/*.tar",
+            "data.source={data}/shards",
             "data.in_memory=false",
             "data.streaming=true",
             "data.shuffle_rows=4",
@@ -222,7 +228,8 @@ STAGES = {
     "lora": Stage(
         "lora_chat",
         "semantic",
-        CHATS,
+        "chats",
+        "chats/chat.jsonl",
         (
             "data.source={data}/chats/chat.jsonl",
             "model.path={start}",
@@ -404,9 +411,10 @@ class Disturbance:
     last_touch: int
     draw: np.random.Generator
 
-    def strike(self, run: Run, files: list[Path]) -> str | None:
-        """Disturbs the run, waits for its end and sets right what was disturbed. Returns the phase in which that
-        happened, or `None` where the run had ended."""
+    def strike(self, run: Run, data: Path, output: Path, start: Callable[[], Run]) -> str | None:
+        """Disturbs a run, waits for its end and sets right what was disturbed. While data are missing, a run that has
+        a checkpoint may be started in vain. Returns the phase in which the disturbance happened, or `None` where the
+        run had ended."""
         if self.kind == AT_FILE:
             return PHASES[run.board.phase] if run.wait() else None
         if not run.wait_for(self.phase, self.number, self.seconds):
@@ -417,8 +425,13 @@ class Disturbance:
             resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             run.wait()
         elif self.kind == MISSING_DATA:
-            with _missing(files[self.draw.integers(len(files))]):
+            stage = STAGES[output.name]
+            parts = sorted(data.glob(stage.parts))
+            is_open = run.board.phase != START
+            with _missing(self.draw.choice(parts) if is_open and self.draw.random() < 0.5 else data / stage.data):
                 run.wait()
+                if newest_checkpoint(output / "training") and self.draw.random() < 0.5:
+                    start().wait()
         elif self.kind == CLOCK:
             run.board.clock = float(self.draw.choice([-1, 1])) * self.draw.uniform(0, 2 * DAY)
             if run.wait_for(self.phase, self.number, self.draw.uniform(0, 2)):
@@ -460,14 +473,15 @@ def draw_disturbance(profile: Profile, draw: np.random.Generator) -> Disturbance
     return Disturbance(kind, int(phase), number, seconds, last_touch if kind == AT_FILE else 0, draw)
 
 
-def problem_of(run: Run, kind: str | None) -> str | None:
-    """What is wrong with the way in which a run ended, if anything is."""
-    printed = run.log.read_text(errors="replace")
+def problems_of(run: Run, kind: str | None) -> list[str]:
+    """What is wrong with the way in which a run ended."""
+    printed = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    problems = []
     if run.status not in {0} | (STATUSES[kind] if kind else set()):
-        return f"exit status {run.status} after {kind or 'no disturbance'}: {printed[-600:]}"
+        problems.append(f"exit status {run.status} after {kind or 'no disturbance'}: {printed[-600:]}")
     if "Traceback" in printed:
-        return f"a traceback after {kind or 'no disturbance'}; see {run.log}"
-    return None
+        problems.append(f"a traceback after {kind or 'no disturbance'}; see {run.log}")
+    return problems
 
 
 # What is compared
@@ -616,34 +630,32 @@ def disturb(
 ) -> Result:
     """Trains a stage, disturbed up to `most` times, until it ends, and compares it with the undisturbed run."""
     result = Result(name, [], 0, [])
-    files = [path for pattern in STAGES[name].files for path in sorted((root / "data").glob(pattern))]
-    output, status = folder / name, None
-    for start in range(MOST_STARTS):
-        struck = len(result.struck) < most
-        disturbance = draw_disturbance(profile, draw) if struck else None
-        last_touch = disturbance.last_touch if disturbance else 0
-        run = Run(command(name, root, output), folder / f"start-{start}.txt", folder / "cache", last_touch)
+    output = folder / name
+
+    def start(last_touch: int = 0) -> Run:
         result.starts += 1
-        phase = None
+        log = folder / f"start-{result.starts}.txt"
+        return Run(command(name, root, output), log, folder / "cache", last_touch)
+
+    while not result.problems:
+        if result.starts >= MOST_STARTS:
+            result.problems.append(f"it has not ended after {result.starts} starts")
+            break
+        disturbance = draw_disturbance(profile, draw) if len(result.struck) < most else None
+        run, phase = start(disturbance.last_touch if disturbance else 0), None
         try:
-            phase = disturbance.strike(run, files) if disturbance else None
+            phase = disturbance.strike(run, root / "data", output, start) if disturbance else None
             status = run.wait()
         except TimeoutError as error:
             result.problems.append(str(error))
-            return result
+            break
         if phase is not None:
             result.struck.append((disturbance.kind, phase))
             report()
-        problem = problem_of(run, disturbance.kind if phase else None)
-        if problem:
-            result.problems.append(problem)
-            return result
-        if status == 0:
+        result.problems += problems_of(run, disturbance.kind if phase else None)
+        if status == 0 and not result.problems:
+            result.problems += differences(root / "whole" / name, output)
             break
-    else:
-        result.problems.append(f"it has not ended after {MOST_STARTS} starts")
-        return result
-    result.problems += differences(root / "whole" / name, output)
     return result
 
 

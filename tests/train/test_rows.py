@@ -115,6 +115,13 @@ def test_an_image_that_was_listed_and_is_gone_is_an_error(pictures, streaming):
         list(itertools.islice(examples.read(0, 1), 5)) if streaming else examples[1]
 
 
+def test_an_image_that_only_a_table_of_metadata_names_is_skipped(pictures):
+    write_lines(pictures / "metadata.jsonl", [{"file_name": f"{number}.png", "text": "red"} for number in (9, 1)])
+    examples = FolderExamples(str(pictures), "caption")
+    assert red(examples[0]["images"][0]) == 1
+    assert list(examples.skipped) == [str(pictures / "9.png")]
+
+
 def test_a_folder_of_images_that_is_gone_is_an_error(pictures, tmp_path):
     path = write_lines(tmp_path / "captions.jsonl", [{"image": "4.png", "text": "red"}])
     examples = FolderExamples(path, "caption", image_folder=str(pictures))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
@@ -17,6 +16,7 @@ from processing_ett.picture_rows import (
     check_columns,
     check_pictures,
     data_folder,
+    find_files,
     open_pictures,
     picture_cells,
     picture_name,
@@ -200,7 +200,8 @@ def open_rows(
             raise ValueError(f"'{path}' holds no examples. {causes}".strip())
         reader.check(rows[index] for index in range(len(rows)))
         return tars if streaming else rows, reader
-    rows = read_rows(path, split, streaming)
+    files = find_files(path, split)
+    rows = read_rows(path, split, streaming, files)
     # Of data sets that are made row by row, columns are known only from a row.
     columns = rows.column_names or list(next(iter(rows), {}))
     image_column, messages_column = (
@@ -209,6 +210,7 @@ def open_rows(
     )
     reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
+    reader.are_files_listed = files is not None and files.are_images
     pictures = (image_column,)
     if task != "text" and is_tokenized(path):
         reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
@@ -217,7 +219,6 @@ def open_rows(
         check_columns(path, columns, image_column, needed.get(task, (*pictures, text_column)), OPTIONS)
         if task != "text" and rows.features and image_column in rows.features:
             check_pictures(path, rows.features, image_column, OPTIONS)
-            reader.are_files_listed = isinstance(rows.features[image_column], datasets.Image)
     rows = undecoded(rows)
     first = list(rows.take(FIRST_ROWS))
     if not first:

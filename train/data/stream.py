@@ -143,6 +143,11 @@ class ExampleStream:
         self.filters = filters or FilterChain([])
         self._skipped = SkippedRows()
 
+    @property
+    def num_shards(self) -> int:
+        """In how many parts the data are read."""
+        return len(self.shards)
+
     def read(
         self, reader: int, readers: int, position: Position | None = None
     ) -> Iterator[tuple[dict[str, Any], Position]]:
@@ -260,6 +265,11 @@ class MixedStream:
         self.sources, self.seed = sources, seed
         self.weights = np.asarray([weights[name] for name in sources], dtype=float)
         self.weights /= self.weights.sum()
+
+    @property
+    def num_shards(self) -> int:
+        """As [`ExampleStream.num_shards`], of all sources together."""
+        return sum(source.num_shards for source in self.sources.values())
 
     def filters_report(self, positions: list[Position | None] = ()) -> list[dict[str, Any]]:
         """As [`ExampleStream.filters_report`], of all sources, with the name of each."""
