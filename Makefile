@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo study test fuzz quality format bench clean
+.PHONY: help venv install demo study test fuzz soak quality format bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)
 
 fuzz: $(STAMP)  ## Give 1,000 hostile inputs to every door, some 10 minutes (ARGS="--only recipes --count 100" for some)
 	$(BIN)/python -m tests.campaigns.fuzz $(ARGS)
+
+soak: $(STAMP)  ## Train every stage and disturb it 100 times, some 15 minutes (ARGS="--kills 20 --stage chat")
+	$(BIN)/python -m tests.campaigns.soak $(ARGS)
 
 quality: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

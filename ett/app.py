@@ -45,7 +45,7 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
             except Exception as error:
                 if _options["debug"]:
                     raise
-                sentence = " ".join(str(error).split()) or type(error).__name__
+                sentence = " ".join(_message(error).split()) or type(error).__name__
                 if not isinstance(error, _EXPECTED):
                     sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows where)"
                 typer.echo(f"ett: {sentence}", err=True)
@@ -54,6 +54,14 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
         return group.command()(run)
 
     return register
+
+
+def _message(error: Exception) -> str:
+    """What an error says. That of a data loader's worker ends with what it says, behind the worker's traceback."""
+    text = str(error)
+    if text.startswith("Caught ") and "\nOriginal Traceback" in text:
+        return text.rpartition(f"{type(error).__name__}: ")[2]
+    return text
 
 
 def _show_version(wanted: bool):

@@ -67,6 +67,14 @@ class LocalFiles:
     splits: Splits
     captions: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def are_images(self) -> bool:
+        """Whether they are images alone, without a table of metadata: each was there when the folder was listed."""
+        paths = [path for own in self.splits.values() for path in own]
+        return self.format == IMAGE_FORMAT and not any(
+            os.path.basename(path) in ImageFolder.METADATA_FILENAMES for path in paths
+        )
+
     def data_files(self) -> dict[str, DataFilesList]:
         """The splits as `datasets.load_dataset` takes them. Their hash changes when a file's size or time does."""
         return {split: DataFilesList(files, [_state(file) for file in files]) for split, files in self.splits.items()}

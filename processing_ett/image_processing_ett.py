@@ -45,6 +45,10 @@ class ImageError(ValueError):
     """A picture that cannot be used, with the reason in one sentence."""
 
 
+class MissingImageError(ImageError):
+    """There is no file of that name."""
+
+
 @contextmanager
 def one_sentence(subject: str) -> Iterator[None]:
     """
@@ -123,7 +127,9 @@ def _checked_path(source: str | Path) -> Path:
     if not is_file and (same := find_same_name(path)) is not None:
         path, is_file = same, True
     if not is_file:
-        raise ImageError(f"'{path}' is {'a folder' if path.is_dir() else 'missing'}; expected an image file.")
+        if path.is_dir():
+            raise ImageError(f"'{path}' is a folder; expected an image file.")
+        raise MissingImageError(f"'{path}' is missing; expected an image file.")
     if path.stat().st_size == 0:
         raise ImageError(f"'{path}' is empty; expected an image file.")
     return path
@@ -459,6 +465,7 @@ __all__ = [
     "MAX_IMAGE_PIXELS",
     "ETTImageProcessor",
     "ImageError",
+    "MissingImageError",
     "find_same_name",
     "fit_image",
     "height_and_width",

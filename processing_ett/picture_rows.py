@@ -119,17 +119,18 @@ def _decode_base64(text: str) -> bytes | None:
         return None
 
 
-def read_rows(path: str, split: str | None, streaming: bool = False) -> Rows:
+def read_rows(path: str, split: str | None, streaming: bool = False, files: LocalFiles | None = None) -> Rows:
     """
     Args:
         path (`str`): A folder, a name on the Hub, a file of [`FILE_FORMATS`], or a pattern of such files.
         split (`str`, *optional*): Without it, the only one there is.
         streaming (`bool`): Read rows only when they are asked for, and keep no copy of them.
+        files ([`LocalFiles`], *optional*): What [`find_files`] has found, which is otherwise looked for.
 
     Raises:
         ValueError: The data set cannot be read, or `split` is not given and there are several.
     """
-    local = _find_files(path, split)
+    local = files or find_files(path, split)
     # By its full path: datasets would take a folder named "parquet" or "json" for the format.
     source, options = str(Path(path).resolve()) if Path(path).is_dir() else path, {}
     if local is not None:
@@ -177,8 +178,12 @@ def _check_first_row(file: str):
         raise ValueError(f"the first row of '{file}' is null; expected a mapping of columns to values.")
 
 
-def _find_files(path: str, split: str | None) -> LocalFiles | None:
-    """The files of a local data set, where it is a folder, a file or a pattern that is read here."""
+def find_files(path: str, split: str | None) -> LocalFiles | None:
+    """The files of a local data set, where it is a folder, a file or a pattern that is read here.
+
+    Raises:
+        ValueError: The folder is empty, the file has another format, or no file matches the pattern.
+    """
     place = Path(path)
     try:
         if place.is_dir():
@@ -317,6 +322,7 @@ __all__ = [
     "check_columns",
     "check_pictures",
     "data_folder",
+    "find_files",
     "load_rows",
     "open_pictures",
     "picture_cells",

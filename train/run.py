@@ -27,7 +27,15 @@ from processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
-from .checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER, FolderLock, check_output_folder
+from .checkpointing.folders import (
+    RECIPE_NAME,
+    RECORD_NAME,
+    WORK_FOLDER,
+    FolderLock,
+    check_data_size,
+    check_output_folder,
+    write_data_size,
+)
 from .checkpointing.interruption import TrainingInterrupted
 from .consistency import check_recipe, settled_recipe
 from .data import (
@@ -41,7 +49,7 @@ from .data import (
     describe_data,
 )
 from .data.tokenization import check_tokenized_data
-from .files import read_fields, replacing
+from .files import read_fields, remove_unfinished, replacing
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -131,6 +139,9 @@ def _run(
     args = training_arguments(recipe, work, seed)
     if not recipe.data.streaming:
         args.check_samples(len(examples))
+    size = ("shards", examples.num_shards) if recipe.data.streaming else ("samples", len(examples))
+    if checkpoint is not None:
+        check_data_size(work, *size)
 
     set_seed(seed)
     model, processor = build_model(recipe, examples)
@@ -153,8 +164,11 @@ def _run(
     if args.should_save:
         lock.claim()
         work.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(output_dir)
         with replacing(work / RECIPE_NAME) as temporary:
             temporary.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        if checkpoint is None:
+            write_data_size(work, *size)
     trainer = ETTTrainer(
         model=model,
         args=args,

@@ -31,6 +31,7 @@ from .monitoring.board import BoardCallback
 from .monitoring.figures import Throughput, gradient_norm, learning_rates, norms_of_shares
 from .monitoring.gradient_path import recording_gradient_path, warn_of_closed_path
 from .monitoring.samples import SamplesCallback
+from .monitoring.unlogged import Unlogged
 from .muon import MuonAdamW, hidden_matrices, split_for_muon
 from .objective.adversary import Adversary, adaptive_weight
 from .objective.discriminator import PatchDiscriminator
@@ -127,8 +128,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         if args.sample_steps:
             self.add_callback(SamplesCallback(self))
         self.throughput = Throughput(self)
-        self._metrics: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._code_counts = torch.zeros(self.num_codes, dtype=torch.long, device=args.device)
+        self.unlogged = Unlogged(self, self.num_codes)
+        self.add_callback(self.unlogged)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return model_parts(self.accelerator.unwrap_model(self.model))
@@ -168,7 +169,12 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             self.accelerator.deepspeed_engine_wrapped = DeferredStep(self.deepspeed)
         if self.adversary is not None:
             self.adversary.prepare(max_steps, resume_from_checkpoint)
+        self.unlogged.checkpoint = resume_from_checkpoint
         return prepared
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.unlogged.save(output_dir)
 
     # Losses
 
@@ -284,7 +290,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             self._record(f"{name}_loss", value)
         self._record("vq_loss", total)
         if self.model.training:
-            self._code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
+            self.unlogged.code_counts += torch.bincount(quantized.codes.flatten(), minlength=self.num_codes)
         return total
 
     # The average
@@ -301,7 +307,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
 
     def _record(self, name: str, value: torch.Tensor):
         if self.model.training:
-            self._metrics[name].append(value.detach())
+            self.unlogged.values[name].append(value.detach())
             self._watch.add(name, value.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -309,13 +315,13 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         codebook."""
         if any(name.startswith("eval_") for name in logs):
             return super().log(logs, start_time)
-        own = {name: torch.stack(values).mean().item() for name, values in self._metrics.items()}
-        self._metrics.clear()
+        own = {name: torch.stack(values).mean().item() for name, values in self.unlogged.values.items()}
+        self.unlogged.values.clear()
         recorded = mean_by_name(gather_object([own]))
         if "squared_error_loss" in recorded:
             recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
-            recorded.update(codebook_statistics(self.accelerator.reduce(self._code_counts)))
-            self._code_counts.zero_()
+            recorded.update(codebook_statistics(self.accelerator.reduce(self.unlogged.code_counts)))
+            self.unlogged.code_counts.zero_()
         if not self._warned_of_closed_path and self.is_world_process_zero():
             self._warned_of_closed_path = warn_of_closed_path(recorded)
         if "learning_rate" in logs:

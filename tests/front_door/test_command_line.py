@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from torch._utils import ExceptionWrapper
 from transformers import pipeline
 from transformers.utils import logging
 from typer.testing import CliRunner
@@ -439,6 +440,15 @@ def test_debug_shows_the_traceback(run):
 def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more(run, fake_room):
     fake_room(run_recipe=raiser(KeyError("steps")))
     assert_one_sentence(run("train", "tokenizer"), "Unexpected KeyError", "--debug")
+
+
+def test_an_error_in_a_worker_of_a_data_loader_is_one_sentence(run, fake_room):
+    try:
+        raise ValueError("No row can be used.")
+    except ValueError:
+        error = ExceptionWrapper(where="in DataLoader worker process 0")
+    fake_room(run_recipe=lambda *arguments: error.reraise())
+    assert run("train", "tokenizer").stderr == "ett: No row can be used.\n"
 
 
 def test_an_interruption_is_said_and_has_its_own_exit_code(run, fake_room):

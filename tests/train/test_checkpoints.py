@@ -100,6 +100,21 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(make_stage, tmp_
         assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
 
 
+@pytest.mark.parametrize("stage", ["tokenizer", "chat"])
+def test_a_run_that_resumes_between_two_logs_logs_the_means_of_an_uninterrupted_one(make_stage, tmp_path, stage):
+    whole = make_stage(stage, logging_steps=3, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed = make_stage(stage, logging_steps=3, output_dir=str(tmp_path / "again"))
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert [entry["step"] for entry in timeless(whole.state.log_history)] == [3]
+    assert timeless(resumed.state.log_history) == timeless(whole.state.log_history)
+
+    each = make_stage(stage, logging_steps=1, output_dir=str(tmp_path / "each"))
+    each.train()
+    losses = [entry["loss"] for entry in timeless(each.state.log_history)]
+    assert output.training_loss == pytest.approx(sum(losses[2:]) / 2)
+
+
 def test_resuming_a_run_at_its_last_step_changes_nothing(make_stage, tmp_path):
     whole = make_stage("tokenizer", max_steps=3, save_strategy="steps", save_steps=3)
     whole.train()

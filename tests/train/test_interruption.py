@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tarfile
+from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 from transformers import TrainerCallback
 
 from modeling_ett.modeling_ibq import IBQModel
@@ -42,6 +45,14 @@ def test_at_a_signal_the_step_is_finished_and_saved(make_vision_tokenizer, argum
     assert signal.getsignal(number) is former
 
 
+def test_an_interrupted_run_takes_no_sample_and_has_no_summary(make_vision_tokenizer, arguments, make_items, tmp_path):
+    args = arguments(max_steps=4, sample_steps=3)
+    trainer = make_trainer(make_vision_tokenizer(), args, make_items(8), callbacks=[Signal(signal.SIGTERM)])
+    trainer.train()
+    assert not (tmp_path / "run" / "samples").exists()
+    assert [entry["step"] for entry in trainer.state.log_history] == [1, 2]
+
+
 def test_a_second_ctrl_c_stops_at_once(make_vision_tokenizer, arguments, make_items, tmp_path, capfd):
     class Twice(Signal):
         def on_substep_end(self, args, state, control, **kwargs):
@@ -58,20 +69,31 @@ def test_a_second_ctrl_c_stops_at_once(make_vision_tokenizer, arguments, make_it
     assert signal.getsignal(signal.SIGINT) is former
 
 
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Within it, a run receives a signal in its second step."""
+
+    @contextmanager
+    def context(number):
+        start = ETTTrainer.__init__
+
+        def make(self, *args, **kwargs):
+            start(self, *args, **kwargs)
+            self.add_callback(Signal(number))
+
+        with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted) as caught:
+            patch.setattr(ETTTrainer, "__init__", make)
+            yield caught
+
+    return context
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, caplog, number):
+def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, interrupted, caplog, number):
     overrides = [*TOKENIZER, "training.max_steps=4"]
     whole = run_recipe("demo_tokenizer", overrides, tmp_path / "whole")
-    start = ETTTrainer.__init__
-
-    def interrupted(self, *args, **kwargs):
-        start(self, *args, **kwargs)
-        self.add_callback(Signal(number))
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="train.run"):
-        patch.setattr(ETTTrainer, "__init__", interrupted)
-        with pytest.raises(TrainingInterrupted) as caught:
-            run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
+    with caplog.at_level(logging.WARNING, logger="train.run"), interrupted(number) as caught:
+        run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
     assert caught.value.code == 128 + number
     assert (
         f"{signal.Signals(number).name}: training stopped after step 2 with a checkpoint. Run the same command again"
@@ -81,6 +103,27 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, m
 
     resumed = run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
     assert changed(IBQModel.from_pretrained(whole).state_dict(), IBQModel.from_pretrained(resumed)) == set()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_does_not_go_on_with_less_data(tmp_path, interrupted, streaming):
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(4):
+        image = Image.new("RGB", (16, 16), (number, 0, 0))
+        image.save(data / f"{number}.png")
+        if streaming:
+            with tarfile.open(data / f"{number}.tar", "w") as tar:
+                tar.add(data / f"{number}.png", f"{number}.png")
+            (data / f"{number}.png").unlink()
+    overrides = [f"data.source={data}", f"data.streaming={streaming}", "data.in_memory=false"]
+    overrides = [*(one for one in TOKENIZER if not one.startswith("data.")), *overrides]
+    with interrupted(signal.SIGTERM):
+        run_recipe("demo_tokenizer", [*overrides, "training.max_steps=4"], tmp_path / "run")
+    min(data.iterdir()).unlink()
+    unit = "shards" if streaming else "samples"
+    with pytest.raises(ValueError, match=rf"The data have 3 {unit}, and had 4 when the run in '.*run' began; restore"):
+        run_recipe("demo_tokenizer", [*overrides, "training.max_steps=4"], tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

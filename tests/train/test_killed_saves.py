@@ -109,7 +109,7 @@ def test_wherever_a_save_is_killed_the_run_goes_on_and_ends_as_an_uninterrupted_
         resumed.train(resume_from_checkpoint=str(newest[index]))
         assert changed(whole.model.state_dict(), resumed.model) == set()
         assert changed(whole.adversary.discriminator.state_dict(), resumed.adversary.discriminator) == set()
-        assert not (killed[index] / ".unfinished").exists()
+        assert [path.name for path in killed[index].iterdir()] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.5])

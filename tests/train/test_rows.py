@@ -1,6 +1,7 @@
 """Where examples come from: files of every form, columns of every name, pictures by file name and in tars."""
 
 import io
+import itertools
 import json
 import tarfile
 
@@ -13,6 +14,7 @@ from train import FolderExamples, PreparedDataset, load_recipe, run_recipe
 from train.data import MixedExamples, SceneExamples, build_examples
 from train.data.mixture import shares
 from train.data.rows import open_rows
+from train.data.skipped import MissingDataError
 
 from .trainers import make_trainer
 
@@ -102,6 +104,30 @@ def test_a_missing_picture_is_skipped_and_named(pictures):
     examples = FolderExamples(path, "caption")
     assert red(examples[0]["images"][0]) == 1
     assert list(examples.skipped) == ["absent.png"] and "is missing" in examples.skipped["absent.png"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_image_that_was_listed_and_is_gone_is_an_error(pictures, streaming):
+    overrides = [f"data.source={pictures}", f"data.streaming={streaming}", "training.max_steps=1"]
+    examples = build_examples(load_recipe("tokenizer", overrides), 0)
+    (pictures / "1.png").unlink()
+    with pytest.raises(MissingDataError, match=r"1\.png' was there when training began and is missing now; put it"):
+        list(itertools.islice(examples.read(0, 1), 5)) if streaming else examples[1]
+
+
+def test_an_image_that_only_a_table_of_metadata_names_is_skipped(pictures):
+    write_lines(pictures / "metadata.jsonl", [{"file_name": f"{number}.png", "text": "red"} for number in (9, 1)])
+    examples = FolderExamples(str(pictures), "caption")
+    assert red(examples[0]["images"][0]) == 1
+    assert list(examples.skipped) == [str(pictures / "9.png")]
+
+
+def test_a_folder_of_images_that_is_gone_is_an_error(pictures, tmp_path):
+    path = write_lines(tmp_path / "captions.jsonl", [{"image": "4.png", "text": "red"}])
+    examples = FolderExamples(path, "caption", image_folder=str(pictures))
+    pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingDataError, match=r"pictures' was there when training began"):
+        examples[0]
 
 
 def test_conversations_that_do_not_fit_are_skipped_unless_all_of_the_first_are_such(pictures):

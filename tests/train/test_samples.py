@@ -1,5 +1,7 @@
 """What is shown of a model that learns: reconstructions, answers, drawings, and TensorBoard's curves."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import ETTCollator, ETTTrainer, train_only
+from train.monitoring.board import put_before_now
 from train.monitoring.samples import draw_sheet, first_pictures, question_of
 
 FRAME = 2
@@ -230,6 +233,24 @@ def test_a_resumed_run_goes_on_in_the_same_curves(make_trainer, board, tmp_path)
     make_trainer(**saving).train()
     make_trainer(**saving).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert [point.step for point in board().Scalars("train/vq_loss")] == [1, 2, 3]
+
+
+def test_curves_go_on_where_the_clock_was_set_back(make_trainer, board, tmp_path, monkeypatch):
+    saving = {"report_to": "tensorboard", "save_strategy": "steps", "save_steps": 2}
+    make_trainer(**saving).train()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+    make_trainer(**saving, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert [point.step for point in board().Scalars("train/vq_loss")] == [1, 2, 3, 4]
+
+
+def test_event_files_keep_their_order_before_a_new_one(tmp_path):
+    now = int(time.time())
+    for name, age in (("a", 100), ("b", -50), ("c", -50)):
+        (tmp_path / f"events.out.tfevents.{now - age}.host.{name}").touch()
+    put_before_now(tmp_path)
+    times = {path.name[-1]: int(path.name.split(".")[3]) for path in tmp_path.iterdir()}
+    assert times["a"] == now - 100 and times["a"] < times["b"] < times["c"] < time.time()
 
 
 def test_gradient_norms_are_logged_without_a_limit_and_change_nothing(make_trainer):

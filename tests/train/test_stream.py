@@ -14,6 +14,7 @@ from train import ETTCollator, PreparedDataset
 from train.data import ExampleStream, MixedStream, PreparedStream
 from train.data.choice import build_examples
 from train.data.rows import open_rows
+from train.data.skipped import MissingDataError
 from train.data.stream import DatasetShards, TarShards
 from train.data.stream_loader import StreamLoader
 from train.recipes import load_recipe
@@ -164,6 +165,15 @@ def test_a_cut_off_tar_gives_the_rows_before_the_cut(tmp_path):
     next(stream.read(0, 1, {"epoch": 1, "shard": 0, "row": 0, "block": 0, "offset": 0}))
     skipped = stream.take_skipped()
     assert list(skipped) == [str(path)] and "cut off within '2.png'" in skipped[str(path)]
+
+
+def test_a_tar_that_was_listed_and_is_gone_is_an_error(tmp_path):
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", members(shard))
+    tars, reader = open_rows(str(tmp_path), "caption", streaming=True)
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(MissingDataError, match=r"1\.tar' was there when training began"):
+        names(ExampleStream(TarShards(tars), reader, 0), 0, 1, 2)
 
 
 def test_tars_are_streamed_by_several_readers_and_gone_on_with(tmp_path):

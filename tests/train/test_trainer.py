@@ -413,7 +413,7 @@ def test_logs_of_training_hold_nothing_of_evaluation_nor_the_reverse(make_vision
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert [entry["step"] for entry in evaluations] == [1, 2]
     assert not any("vq_loss" in entry or "codebook_usage" in entry for entry in evaluations)
-    assert int(trainer._code_counts.sum()) == 0
+    assert int(trainer.unlogged.code_counts.sum()) == 0
 
 
 def test_gradient_checkpointing_changes_no_update_of_a_tokenizer(make_vision_tokenizer, arguments, make_items):

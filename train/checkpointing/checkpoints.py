@@ -110,14 +110,20 @@ def _rotate(newest: Path, limit: int | None, best: str | None):
     """Deletes what is older than the newest checkpoints, up to `limit` with the best among them; and those of later
     steps, which are torn, or of a run that was begun anew."""
     checkpoints = list(_checkpoints(newest.parent).values())
-    position = checkpoints.index(newest)
+    later = [checkpoint for checkpoint in checkpoints[checkpoints.index(newest) + 1 :] if str(checkpoint) != best]
+    for checkpoint in (*_surplus(newest, limit, best), *later):
+        _discard(checkpoint)
+
+
+def _surplus(newest: Path, limit: int | None, best: str | None) -> list[Path]:
+    """The checkpoints before the newest that are not among the newest `limit`, to which the best belongs."""
+    checkpoints = list(_checkpoints(newest.parent).values())
     kept = {newest} if best is None else {newest, Path(best)}
-    for checkpoint in reversed(checkpoints[:position]):
+    older = checkpoints[: checkpoints.index(newest)]
+    for checkpoint in reversed(older):
         if limit is None or limit <= 0 or len(kept) < limit:
             kept.add(checkpoint)
-    for checkpoint in checkpoints:
-        if checkpoint not in kept:
-            _discard(checkpoint)
+    return [checkpoint for checkpoint in older if checkpoint not in kept]
 
 
 class CheckpointingTrainer(Trainer):
@@ -240,14 +246,21 @@ class CheckpointingTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.args.should_save:
-            # What an interrupted save left.
-            shutil.rmtree(Path(self.args.output_dir) / UNFINISHED_NAME, ignore_errors=True)
+            self._clear(resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.average is not None:
             self.average.start(self.model)
             if resume_from_checkpoint is not None:
                 self.average.load(resume_from_checkpoint)
         return prepared
+
+    def _clear(self, checkpoint: str | None):
+        """Deletes what an interrupted save left: its folder, and checkpoints that were to give way to the last."""
+        run = Path(self.args.output_dir)
+        if checkpoint is not None and Path(checkpoint).parent == run:
+            for old in _surplus(Path(checkpoint), self.args.save_total_limit, self.state.best_model_checkpoint):
+                _discard(old)
+        shutil.rmtree(run / UNFINISHED_NAME, ignore_errors=True)
 
     def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
         position = super()._init_training_state(max_steps, *args, **kwargs)

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, whether it is finished, and that one run has it at a time."""
 
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..files import replacing
 from ..recipes import NEW_MODEL, Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 RECORD_NAME = "training.json"
 WORK_FOLDER = "training"
 RECIPE_NAME = "recipe.yaml"
+DATA_NAME = "data.json"
 LOCK_NAME = ".lock"
 
 FREE_FIELDS = {
@@ -58,6 +61,31 @@ def check_output_folder(output_dir: Path, recipe: Recipe, resume: bool = True) -
     if finished and not resume:
         raise ValueError(f"'{output_dir}' holds a finished model; choose another --output-dir, or remove that folder.")
     return finished
+
+
+def check_data_size(work: Path, unit: str, size: int):
+    """
+    Args:
+        work: Folder of the run that is resumed.
+        unit: What the size counts, `samples` or `shards`.
+        size: That of the data now.
+
+    Raises:
+        ValueError: The data had another size when the run began.
+    """
+    path = work / DATA_NAME
+    begun = json.loads(path.read_text()).get(unit) if path.is_file() else None
+    if begun not in (None, size):
+        raise ValueError(
+            f"The data have {size} {unit}, and had {begun} when the run in '{work.parent}' began; restore the data, "
+            "or choose another --output-dir."
+        )
+
+
+def write_data_size(work: Path, unit: str, size: int):
+    """Notes the size of the data when a run begins."""
+    with replacing(work / DATA_NAME) as temporary:
+        temporary.write_text(json.dumps({unit: size}))
 
 
 def _is_unused(folder: Path) -> bool:
@@ -131,4 +159,13 @@ class FolderLock:
         self._lock.release()
 
 
-__all__ = ["RECIPE_NAME", "RECORD_NAME", "WORK_FOLDER", "FolderLock", "check_output_folder", "differing_fields"]
+__all__ = [
+    "RECIPE_NAME",
+    "RECORD_NAME",
+    "WORK_FOLDER",
+    "FolderLock",
+    "check_data_size",
+    "check_output_folder",
+    "differing_fields",
+    "write_data_size",
+]

@@ -73,6 +73,11 @@ class SafeTrainer(CheckpointingTrainer):
             )
         super()._save_checkpoint(model, trial)
 
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        # An interrupted run is not at its end, of which the summary would be.
+        if not (self.interrupted_by and "train_runtime" in logs):
+            super().log(logs, *args, **kwargs)
+
     def _adversary_parts(self) -> dict[str, list[nn.Parameter]]:
         return {} if self.adversary is None else {"discriminator": list(self.adversary.discriminator.parameters())}
 

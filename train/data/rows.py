@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from processing_ett import ImageError
+from processing_ett import ImageError, MissingImageError
 from processing_ett.picture_rows import (
     Rows,
     check_columns,
     check_pictures,
     data_folder,
+    find_files,
     open_pictures,
     picture_cells,
     picture_name,
@@ -28,6 +30,7 @@ from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
 from .conversations import ExampleError, read_conversation
 from .filters import Columns
 from .selection import FilterChain
+from .skipped import missing_data
 from .tars import TarRows, find_tars, unify_row
 
 OPTIONS = "data.image_column, data.text_column or data.messages_column"
@@ -53,6 +56,7 @@ class RowReader:
         messages_column (`str`): Of conversations ([`read_conversation`]).
         is_tar (`bool`): Rows are those of a webdataset ([`unify_row`]).
         num_codes (`int`, *optional*): Size of the codebook, where rows have codes in the place of pictures.
+        are_files_listed (`bool`): Whether the images are files that were listed when the data set was opened.
     """
 
     path: str
@@ -64,6 +68,10 @@ class RowReader:
     seed: int = 0
     is_tar: bool = False
     num_codes: int | None = None
+    are_files_listed: bool = False
+
+    def __post_init__(self):
+        self._has_folder = Path(self.image_folder).is_dir()
 
     def name(self, row: dict[str, Any], number: int | str) -> str:
         """What to call a row: its picture's file, or its key or number."""
@@ -73,12 +81,13 @@ class RowReader:
         """
         Raises:
             ExampleError, ImageError: The row cannot be learned from.
+            MissingDataError: Its image was there when the data set was opened, or the folder of all images was.
         """
         row, cell = self._open(row)
         texts = self._texts(row, self._num_pictures(row, cell), name)
         if self.num_codes is not None:
             return {"name": name, "image_codes": unpack_row(row, self.num_codes), **texts}
-        return {"name": name, "images": open_pictures(cell, self.image_folder), **texts}
+        return {"name": name, "images": self._images(cell, name), **texts}
 
     def check(self, rows: Iterable[dict[str, Any]]):
         """Looks at the first rows, whose images it does not open, for one that can be used.
@@ -123,6 +132,16 @@ class RowReader:
         """The row with the columns that all data sets have, and what its image column holds."""
         row = unify_row(row) if self.is_tar else row
         return row, row.get(self.image_column) if self.task != "text" else None
+
+    def _images(self, cell: Any, name: str) -> list[Image.Image]:
+        try:
+            return open_pictures(cell, self.image_folder)
+        except MissingImageError as error:
+            if self.are_files_listed:
+                raise missing_data(name) from error
+            if self._has_folder and not Path(self.image_folder).is_dir():
+                raise missing_data(self.image_folder) from error
+            raise
 
     def _num_pictures(self, row: dict[str, Any], cell: Any) -> int:
         return len(picture_cells(cell)) if self.num_codes is None else row["image_codes_shape"][0]
@@ -182,7 +201,8 @@ def open_rows(
             raise ValueError(f"'{path}' holds no examples. {causes}".strip())
         reader.check(rows[index] for index in range(len(rows)))
         return tars if streaming else rows, reader
-    rows = read_rows(path, split, streaming)
+    files = find_files(path, split)
+    rows = read_rows(path, split, streaming, files)
     with reading(path):
         # Of data sets that are made row by row, columns are known only from a row.
         columns = rows.column_names or list(next(iter(rows), {}))
@@ -192,6 +212,7 @@ def open_rows(
     )
     reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
+    reader.are_files_listed = files is not None and files.are_images
     pictures = (image_column,)
     if task != "text" and is_tokenized(path):
         reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)

@@ -1,9 +1,22 @@
-"""What was skipped on the way through the data."""
+"""What was skipped on the way through the data, and what is missing and not skipped."""
 
 import itertools
 import logging
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+
+class MissingDataError(OSError):
+    """A file that was there when the data were opened is missing. To skip it would train another model."""
+
+
+def missing_data(path: str | Path) -> MissingDataError:
+    """The error for a file or folder of this path."""
+    return MissingDataError(
+        f"'{path}' was there when training began and is missing now; put it back and run the same command again to go "
+        "on."
+    )
 
 
 class SkippedRows:
@@ -30,4 +43,4 @@ class SkippedRows:
         return news
 
 
-__all__ = ["SkippedRows"]
+__all__ = ["MissingDataError", "SkippedRows", "missing_data"]

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from .preparation import MOST_UNUSABLE, PreparedDataset
 from .rows import UNUSABLE, RowReader
 from .selection import FilterChain, summarize
-from .skipped import SkippedRows
+from .skipped import SkippedRows, missing_data
 from .sources import SceneExamples
 from .tars import index_tar, read_samples
 
@@ -143,6 +143,11 @@ class ExampleStream:
         self.filters = filters or FilterChain([])
         self._skipped = SkippedRows()
 
+    @property
+    def num_shards(self) -> int:
+        """In how many parts the data are read."""
+        return len(self.shards)
+
     def read(
         self, reader: int, readers: int, position: Position | None = None
     ) -> Iterator[tuple[dict[str, Any], Position]]:
@@ -150,6 +155,7 @@ class ExampleStream:
 
         Raises:
             ValueError: An epoch held no usable example for this reader.
+            MissingDataError: A shard is missing that was there when the data were opened.
         """
         self._skipped = SkippedRows()
         position = position or _start(0)
@@ -228,6 +234,8 @@ class ExampleStream:
                 for number, row in enumerate(self.shards.read(shard, start), start):
                     if number % step == first:
                         yield (place, number), self.reader.name(row, f"{number} of {self.shards.name(shard)}"), row
+            except FileNotFoundError as error:
+                raise missing_data(error.filename or self.shards.name(shard)) from error
             except Exception as error:  # Readers of damaged files raise almost any type.
                 self._skipped.note(self.shards.name(shard), f"Only its beginning can be read: {error}")
             start = 0
@@ -257,6 +265,11 @@ class MixedStream:
         self.sources, self.seed = sources, seed
         self.weights = np.asarray([weights[name] for name in sources], dtype=float)
         self.weights /= self.weights.sum()
+
+    @property
+    def num_shards(self) -> int:
+        """As [`ExampleStream.num_shards`], of all sources together."""
+        return sum(source.num_shards for source in self.sources.values())
 
     def filters_report(self, positions: list[Position | None] = ()) -> list[dict[str, Any]]:
         """As [`ExampleStream.filters_report`], of all sources, with the name of each."""

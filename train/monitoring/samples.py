@@ -196,9 +196,9 @@ def sampler_types(trainer: Trainer) -> list[type]:
 
 
 class SamplesCallback(TrainerCallback):
-    """Every `sample_steps` steps and at the end, writes `samples/answers-000500.md` and the like, with their pictures,
-    in the trainer's folder, and shows them in TensorBoard where the run reports there. Samples are of the averaged
-    weights where there are such. Training goes on as if nothing had been sampled.
+    """Every `sample_steps` steps and at the end of training, but not at a signal, writes `samples/answers-000500.md`
+    and the like, with their pictures, in the trainer's folder, and shows them in TensorBoard where the run reports
+    there. Samples are of the averaged weights where there are such. Training goes on as if nothing had been sampled.
 
     Args:
         trainer ([`ETTTrainer`])
@@ -215,7 +215,8 @@ class SamplesCallback(TrainerCallback):
             self.samplers = [kind(self.trainer) for kind in sampler_types(self.trainer)]
 
     def on_step_end(self, args, state, control, **kwargs):
-        is_due = state.global_step % args.sample_steps == 0 or control.should_training_stop
+        is_end = control.should_training_stop and not self.trainer.interrupted_by
+        is_due = state.global_step % args.sample_steps == 0 or is_end
         if not (is_due and self.samplers):
             return
         folder = Path(args.output_dir) / FOLDER_NAME
