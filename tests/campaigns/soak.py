@@ -30,7 +30,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +274,9 @@ class Board(ctypes.Structure):
 
     def enter(self, phase: int):
         """Notes that a phase begins."""
-        self.phases[self.marks], self.times[self.marks] = phase, time.monotonic()
-        self.marks += 1
+        if self.marks < MOST_MARKS:
+            self.phases[self.marks], self.times[self.marks] = phase, time.monotonic()
+            self.marks += 1
         self.phase = phase
         self.begun[phase] += 1
 
@@ -306,21 +307,39 @@ class Run:
         self.log, self.status = log, None
         self._latest = time.monotonic() + LIMIT
         sys.stdout.flush()
+        self._printed, output = os.pipe()
+        os.set_blocking(self._printed, False)
         self.pid = os.fork()
         if self.pid == 0:
-            os._exit(_train(arguments, log, cache, self.board))
+            # A file would be full when the disk is.
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            status = 1
+            try:
+                status = _train(arguments, cache, self.board)
+            finally:
+                os._exit(status)
+        os.close(output)
 
     def is_running(self) -> bool:
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._read()
             if pid:
                 self.status = os.waitstatus_to_exitcode(status)
+                os.close(self._printed)
             elif time.monotonic() > self._latest:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
+                os.close(self._printed)
                 self.status = -signal.SIGKILL
                 raise TimeoutError(f"The run hangs in the phase {PHASES[self.board.phase]}; see {self.log}.")
         return self.status is None
+
+    def _read(self):
+        with self.log.open("ab") as log, suppress(BlockingIOError):
+            while printed := os.read(self._printed, 2**16):
+                log.write(printed)
 
     def wait(self) -> int:
         """Its exit status; the signal's number below 0."""
@@ -337,15 +356,12 @@ class Run:
         return self.is_running()
 
 
-def _train(arguments: list[str], log: Path, cache: Path, board: Board) -> int:
+def _train(arguments: list[str], cache: Path, board: Board) -> int:
     """What a run's process does. Returns its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     board.enter(START)
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
         datasets.config.HF_DATASETS_CACHE = cache
         clock = time.time
         time.time = lambda: clock() + board.clock
@@ -475,10 +491,15 @@ def draw_disturbance(profile: Profile, draw: np.random.Generator) -> Disturbance
 
 def problems_of(run: Run, kind: str | None) -> list[str]:
     """What is wrong with the way in which a run ended."""
-    printed = run.log.read_text(errors="replace") if run.log.is_file() else ""
+    printed = run.log.read_text(errors="replace")
+    if kind == FULL_DISK:
+        # TensorBoard's, which writes in a thread of its own.
+        printed = printed.replace("Exception in thread Thread-1:\nTraceback", "")
     problems = []
     if run.status not in {0} | (STATUSES[kind] if kind else set()):
         problems.append(f"exit status {run.status} after {kind or 'no disturbance'}: {printed[-600:]}")
+    if run.status == 1 and "ett: " not in printed:
+        problems.append(f"no sentence after {kind}; see {run.log}")
     if "Traceback" in printed:
         problems.append(f"a traceback after {kind or 'no disturbance'}; see {run.log}")
     return problems

@@ -310,6 +310,17 @@ def test_a_resumed_run_on_a_stream_is_the_uninterrupted_one_to_the_last_bit(
     assert [entry["epoch"] for entry in resumed.state.log_history if "loss" in entry] == [0.25, 0.5, 0.75, 1.0]
 
 
+def test_a_run_on_a_stream_that_resumes_at_its_last_step_ends(
+    make_vision_tokenizer, make_stream, arguments, make_items, tmp_path
+):
+    args = arguments(max_steps=1, save_strategy="steps", save_steps=1)
+    stream = PreparedStream(make_stream((4,)), Numbered(make_items(4)))
+    whole, resumed = (make_trainer(make_vision_tokenizer(), args, stream) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert resumed.state.global_step == 1 and changed(whole.model.state_dict(), resumed.model) == set()
+
+
 def test_a_run_on_a_stream_is_not_resumed_with_other_workers(
     make_vision_tokenizer, make_stream, arguments, make_items, tmp_path
 ):

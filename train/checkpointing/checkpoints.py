@@ -269,9 +269,11 @@ class CheckpointingTrainer(Trainer):
         return position
 
     def _run_epoch(self, **kwargs) -> None:
-        # Transformers would take one more step from a run's last checkpoint.
+        # From a run's last checkpoint, transformers would take one more step, and begin a stream's epochs for ever.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
+        else:
+            self.control.should_training_stop = True
 
 
 __all__ = [
