@@ -20,11 +20,11 @@ from .selection import select_rows
 from .skipped import SkippedRows
 
 QUESTION_ORDER = (
-    *("position", "colour", "relation", "shape", "position", "count"),
-    *("reading", "relation", "position", "colour", "shape"),
+    *("position", "colour", "shape", "position", "count"),
+    *("colour", "reading", "position", "relation", "shape"),
 )
-"""The order in which a scene is asked about, as far as it has such questions. Places and relations come most often: to
-search the image is learned last."""
+"""The order in which a scene is asked about, as far as it has such questions. Places come most often: to search the
+image is learned last."""
 
 
 class SceneExamples(Dataset):
