@@ -28,6 +28,9 @@ LIST_TYPES = (datasets.List, datasets.LargeList)
 URL_STARTS = ("http://", "https://", "data:image/")
 BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A", "AAAA")
 """How base64 of the formats that are read begins: JPEG, PNG, GIF, WebP, BMP, TIFF (twice) and AVIF."""
+LONGEST_NAME = 500
+"""Characters above which an image's name is no use in a sentence."""
+
 SHORTEST_BASE64 = 64
 """Fewer characters are the name of a file."""
 
@@ -308,11 +311,13 @@ def _read(read: Callable[[str | Path | bytes], Any], picture: Any, folder: str |
 
 
 def picture_name(cell: Any, number: int | str) -> str:
-    """What to call a row's picture: its (first) file, or the row's number where there is none."""
+    """What to call a row's picture: its (first) file, or the row's number where there is none that can be named."""
     first = next(iter(picture_cells(cell)), None)
     name = first.get("path") if isinstance(first, dict) else first
-    is_name = isinstance(name, str) and name and not name.startswith("data:") and _decode_base64(name) is None
-    return name if is_name else f"row {number}"
+    is_name = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
+    if not is_name or name.startswith("data:") or _decode_base64(name) is not None:
+        return f"row {number}"
+    return name
 
 
 __all__ = [

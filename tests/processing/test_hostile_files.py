@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from processing_ett import ETTImageProcessor, ETTProcessor
-from processing_ett.picture_rows import read_rows
+from processing_ett.picture_rows import picture_name, read_rows
 
 OURS = {"image_processor_type": "ETTImageProcessor"}
 
@@ -96,3 +96,8 @@ def test_a_table_that_describes_itself_wrongly_is_one_sentence(folder):
     table = pyarrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": '{"info": {"features": 5}}'})
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
     assert "could not be read as a data set: " in refusal(read_rows, str(folder / "rows.parquet"), None)
+
+
+@pytest.mark.parametrize("cell", ["x" * 5000, [{"bytes": b"", "path": "x" * 5000}], "data:image/png;base64,", None])
+def test_a_row_without_a_name_that_fits_in_a_sentence_goes_by_its_number(cell):
+    assert picture_name(cell, 7) == "row 7"

@@ -24,7 +24,8 @@ def test_a_plan_says_where_no_row_can_be_read(tmp_path, name, content):
 
 def test_a_plan_of_a_new_language_model_filters_its_data(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a red circle"}\n{"text": "a"}\n')
-    parts = ["model.vision_tokenizer={}", "model.language_model={hidden_size: 16, num_attention_heads: 2}"]
+    sizes = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2}"
+    parts = ["model.vision_tokenizer={}", f"model.language_model={sizes}"]
     filters = "data.filters=[{type: caption_length, min_words: 2}]"
     recipe = load_recipe("demo_language", [*parts, f"data.source={tmp_path / 'rows.jsonl'}", filters])
     assert model_without_weights(recipe).config.text_config.vocab_size > 10
