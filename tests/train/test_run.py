@@ -84,6 +84,7 @@ def test_every_stage_leaves_a_folder_that_loads(stages):
         assert model.config.image_token_id == processor.image_token_id
         assert model.config.answers == (name != "gen")
         assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+        assert (stages[name] / "model_index.json").is_file() == (name == "gen")
 
 
 def test_each_stage_moves_its_own_parts_of_the_one_before(stages):
