@@ -12,7 +12,9 @@ Whoever imports ETT's model directly sets off `register` as well, so the Auto cl
 Where the Auto classes are loaded already, and torch with them, there is nothing to wait for.
 
 diffusers has one `AutoModel`, which looks for the class of a `config.json` among the names of the package `diffusers`.
-ETT adds the name `IBQModel` there; the class is loaded when it is first used.
+ETT adds the name `IBQModel` there; the class is loaded when it is first used. `DiffusionPipeline` looks there for the
+pipeline of a `model_index.json`, and in `diffusers.pipelines` for the modules of its parts: ETT adds the name
+`ETTTextToImagePipeline` and the module `ett`.
 """
 
 import sys
@@ -26,6 +28,7 @@ _AUTO = "transformers.models.auto.configuration_auto"
 _TABLES = "transformers.models.auto.auto_mappings"
 _MODEL = "modeling_ett.modeling_ett"
 _DIFFUSERS = "diffusers"
+_PIPELINE = "ETTTextToImagePipeline"
 
 _PEFT_TABLES = "peft.utils.constants"
 _ADAPTED = (
@@ -81,12 +84,13 @@ def prepare():
 
 
 def _add_to_diffusers(module: ModuleType):
-    """Adds the name `IBQModel` to diffusers' table of lazily loaded classes."""
+    """Adds ETT's names to diffusers' table of lazily loaded classes, and this module to its pipelines'."""
     # While it is imported, diffusers puts a lazy module in its own place.
     lazy = sys.modules[_DIFFUSERS]
     if hasattr(lazy, "_class_to_module"):
-        lazy._class_to_module["IBQModel"] = "models.ett"
-        sys.modules["diffusers.models.ett"] = sys.modules[__name__]
+        lazy._class_to_module |= {"IBQModel": "models.ett", _PIPELINE: "pipelines.ett"}
+        sys.modules["diffusers.models.ett"] = sys.modules["diffusers.pipelines.ett"] = sys.modules[__name__]
+        lazy.pipelines.ett = sys.modules[__name__]
 
 
 def _add_adapter_targets(tables: ModuleType):
@@ -109,6 +113,8 @@ def __getattr__(name: str):
     if name in ("ETTConfig", "ETTProcessor", "ETTImageProcessor", "ETTForConditionalGeneration", "IBQModel"):
         register()
         return globals()[name]
+    if name == _PIPELINE:
+        return room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -49,12 +49,14 @@ _PIPELINES = {
         "type": "multimodal",
     },
 }
+_MODEL_INDEX_NAME = "model_index.json"
 _MODEL_INDEX = {
     "_class_name": ["text_to_image_pipeline_ett", "ETTTextToImagePipeline"],
     "model": ["transformers", "PreTrainedModel"],
     "processor": ["transformers", "ProcessorMixin"],
 }
-"""By which diffusers finds the pipeline's code; model and processor it is given."""
+"""By which diffusers finds the pipeline's code; model and processor it is given. The model's own folder has an index
+that needs ETT."""
 
 
 def export_folder(model: str | os.PathLike, folder: str | os.PathLike, with_discriminator: bool = False) -> Path:
@@ -89,7 +91,8 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike, with_disc
     draws = config.get("visual_head", False)
     code = _sources(_TOKENIZER_FOLDER_CODE if is_tokenizer else _DRAWING_CODE if draws else _MODEL_CODE)
     names = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
-    names = list(filter_repo_objects(names, ignore_patterns=ignored_files(model, with_discriminator)))
+    ignored = [*ignored_files(model, with_discriminator), _MODEL_INDEX_NAME]
+    names = list(filter_repo_objects(names, ignore_patterns=ignored))
     taken = sorted(code.keys() & set(names))
     require(model, not taken, f"{', '.join(taken)} already; give the folder that it was exported from")
     _check_target(folder)
@@ -113,7 +116,7 @@ def export_folder(model: str | os.PathLike, folder: str | os.PathLike, with_disc
             _update(partial / processor_name, auto_map=_PROCESSOR_MAP, image_processor=image_processor)
             _save_vision_tokenizer(model, config, partial / VISION_TOKENIZER)
             if draws:
-                _write(partial / "model_index.json", _MODEL_INDEX)
+                _write(partial / _MODEL_INDEX_NAME, _MODEL_INDEX)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

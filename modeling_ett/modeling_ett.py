@@ -8,6 +8,7 @@
 
 import copy
 import inspect
+import json
 import math
 import os
 import shutil
@@ -389,6 +390,13 @@ class ETTModel(ETTPreTrainedModel):
 PIPELINE_FILES = ("pipeline_ett.py", "text_to_image_pipeline_ett.py", "model_index.json")
 """Files of an exported folder that no model imports, so that transformers does not copy them with the model's code."""
 
+MODEL_INDEX = {
+    "_class_name": "ETTTextToImagePipeline",
+    "model": ["ett", "ETTForConditionalGeneration"],
+    "processor": ["ett", "ETTProcessor"],
+}
+"""Content of `model_index.json`: where ETT is installed, `DiffusionPipeline.from_pretrained` loads a folder by it."""
+
 
 class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, GenerationMixin):
     """ETT with a head for text and, where `config.visual_head` is set, one for image codes."""
@@ -408,13 +416,17 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         self.post_init()
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers. A model whose code came with its folder keeps the code of its pipelines, too."""
+        """As in transformers; for a model that generates images a `model_index.json` names the pipeline of diffusers.
+        A model whose code came with its folder keeps the code of its pipelines, too."""
         super().save_pretrained(save_directory, **kwargs)
         if type(self).__module__.startswith("transformers_modules."):
             for name in PIPELINE_FILES:
                 path = cached_file(self.name_or_path, name, _raise_exceptions_for_missing_entries=False)
                 if path is not None and not os.path.exists(os.path.join(save_directory, name)):
                     shutil.copyfile(path, os.path.join(save_directory, name))
+        elif self.config.visual_head and kwargs.get("is_main_process", True):
+            with open(os.path.join(save_directory, "model_index.json"), "w", encoding="utf-8") as file:
+                json.dump(MODEL_INDEX, file, indent=2)
 
     @classmethod
     def from_parts(

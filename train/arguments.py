@@ -171,13 +171,22 @@ class ETTTrainingArguments(TrainingArguments):
         if self.sample_steps < 0:
             raise ValueError(f"sample_steps is {self.sample_steps}; expected a number of steps, or 0 for none.")
 
-    def check_samples(self, count: int):
-        """Raises `ValueError` where `dataloader_drop_last` drops the only batch, since it has too few samples."""
-        needed = self.train_batch_size * self.world_size
+    def check_samples(self, count: int, devices: int | None = None):
+        """Checks that a batch is left where `dataloader_drop_last` drops the last one.
+
+        Args:
+            count: Samples of the data.
+            devices: Devices that share a step, by default those of this run.
+
+        Raises:
+            ValueError: The data have fewer samples than a batch.
+        """
+        devices = self._number_of_devices() if devices is None else devices
+        needed = self.per_device_train_batch_size * devices
         if self.dataloader_drop_last and count < needed:
             raise ValueError(
-                f"The data have {count} samples, and a batch of all {self.world_size} processes has {needed}: with "
-                "dataloader_drop_last=true no batch is left. Give more data, set a smaller "
+                f"The data have {count} samples, and a batch has {needed} ({self.per_device_train_batch_size} on each "
+                "device): with dataloader_drop_last=true no batch is left. Give more data, set a smaller "
                 "per_device_train_batch_size, or set dataloader_drop_last=false."
             )
 

@@ -6,6 +6,7 @@
 - Where weights are averaged (`ema_decay`), a finished model, evaluation and samples have the average.
 """
 
+import copy
 import math
 import statistics
 from collections import defaultdict
@@ -84,6 +85,9 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
     Batches hold `pixel_values` for a tokenizer; for ETT also `input_ids`, `attention_mask` and `labels`, or
     `predict_codes` for drawing, and `image_codes` in place of `pixel_values` where the tokenizer is frozen.
 
+    Evaluation with `bf16_full_eval` or `fp16_full_eval` leaves tokenizers in float32: in half precision other codes
+    would be chosen.
+
     Args:
         discriminator: The adversary to start from, by default a new one. Only where a tokenizer learns and has one.
     """
@@ -96,9 +100,13 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         **kwargs,
     ):
         check_sharding(model, args)
+        self.is_tokenizer = isinstance(model, IBQModel)
+        if self.is_tokenizer:
+            # These cast the whole model. An ETT model keeps its tokenizer in float32; a tokenizer alone is all cast.
+            args = copy.copy(args)
+            args.bf16_full_eval = args.fp16_full_eval = False
         super().__init__(model=model, args=args, **kwargs)
         keep_full_precision(self)
-        self.is_tokenizer = isinstance(model, IBQModel)
         self.vision_tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
         self.tunes_tokenizer = any(parameter.requires_grad for parameter in self.vision_tokenizer.parameters())
         self.num_codes = self.vision_tokenizer.config.num_vq_embeddings

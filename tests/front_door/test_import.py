@@ -122,6 +122,22 @@ print(diffusers.IBQModel is IBQModel)"""
     assert run_python(code, models).split() == ["IBQModel", "True"]
 
 
+@pytest.mark.parametrize("line", ["import ett, diffusers", "import diffusers, ett"])
+def test_the_pipeline_of_diffusers_and_every_auto_class_load_one_folder(models, line):
+    code = f"""
+{line}
+pipe = diffusers.DiffusionPipeline.from_pretrained("ett-gen")
+print(*(type(part).__name__ for part in (pipe, pipe.model, pipe.processor)))
+import transformers
+for name in ("Model", "ModelForImageTextToText", "ModelForMultimodalLM", "Processor", "ImageProcessor", "Tokenizer"):
+    print(type(getattr(transformers, f"Auto{{name}}").from_pretrained("ett-gen")).__name__)
+print(type(diffusers.AutoModel.from_pretrained("ett-gen")).__name__)"""
+    pipe, *others = run_python(code, models).splitlines()
+    assert pipe.split() == ["ETTTextToImagePipeline", "ETTForConditionalGeneration", "ETTProcessor"]
+    assert others[:5] == ["ETTModel", *["ETTForConditionalGeneration"] * 2, "ETTProcessor", "ETTImageProcessor"]
+    assert "Tokenizer" in others[5] and others[6] == "ETTModel"
+
+
 def test_the_literal_pipeline_call_captions_a_picture(models, picture):
     code = f"""
 import ett

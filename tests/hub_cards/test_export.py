@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM, pipeline
@@ -291,13 +292,13 @@ def test_loading_is_without_complaint(stranger):
 
 def test_the_models_own_files_are_copied_as_they_are(models, exported):
     for name, added in (
-        ("chat", {"config.json", "processor_config.json"}),
+        ("chat", {"config.json", "processor_config.json", "model_index.json"}),
         ("tokenizer", {"config.json", "preprocessor_config.json"}),
     ):
         own = {path.name for path in (models / name).iterdir()} - {"training", "training_args.bin"}
         _, differing, missing = filecmp.cmpfiles(models / name, exported / name, own, shallow=False)
         assert set(differing) == added and not missing
-        added_names = {path.name for path in exported.joinpath(name).iterdir()} - own - {"model_index.json"}
+        added_names = {path.name for path in exported.joinpath(name).iterdir()} - own
         assert {Path(added_name).suffix for added_name in added_names} <= {".py", ""}
         assert not (exported / name / "training").exists() and not (exported / name / "training_args.bin").exists()
     assert {path.name for path in (exported / "tokenizer").glob("*.py")} == {
@@ -313,6 +314,17 @@ def test_where_ett_is_installed_the_folder_needs_no_remote_code(models, exported
     expected = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
     picture = str(models / "picture.png")
     assert pipe(picture, max_new_tokens=6) == expected(picture, max_new_tokens=6)
+
+
+def test_a_pipeline_that_is_loaded_from_it_and_saved_needs_no_remote_code(models, exported, tmp_path):
+    ett.ETTTextToImagePipeline.from_pretrained(exported / "chat").save_pretrained(tmp_path)
+    drawings = [
+        DiffusionPipeline.from_pretrained(folder)(
+            QUESTION, generator=torch.Generator().manual_seed(3), output_type="latent"
+        ).images
+        for folder in (models / "chat", tmp_path)
+    ]
+    assert torch.equal(*drawings)
 
 
 def test_what_is_trained_from_it_does_not_name_its_code(exported, tmp_path):

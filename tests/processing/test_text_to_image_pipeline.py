@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from transformers import AutoModelForImageTextToText, CompileConfig
 
@@ -149,9 +150,22 @@ def test_prompts_with_different_numbers_of_pictures_equal_single_runs(pipe, fold
 def test_a_saved_pipeline_is_an_ordinary_model_folder(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     AutoModelForImageTextToText.from_pretrained(tmp_path)
-    again = ett.ETTTextToImagePipeline.from_pretrained(tmp_path)
-    again.set_progress_bar_config(disable=True)
-    assert torch.equal(codes_of(again), codes_of(pipe))
+    for pipeline_class in (ett.ETTTextToImagePipeline, DiffusionPipeline):
+        again = pipeline_class.from_pretrained(tmp_path)
+        again.set_progress_bar_config(disable=True)
+        assert torch.equal(codes_of(again), codes_of(pipe))
+
+
+def test_diffusers_finds_the_pipeline_of_a_folder_without_its_name(pipe, folder):
+    found = DiffusionPipeline.from_pretrained(folder)
+    found.set_progress_bar_config(disable=True)
+    assert type(found) is ett.ETTTextToImagePipeline and not found.model.training
+    assert torch.equal(codes_of(found), codes_of(pipe))
+
+
+def test_diffusers_loads_the_pipeline_in_half_precision(folder):
+    found = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+    assert found.model.dtype == torch.bfloat16 and found.model.model.vision_tokenizer.dtype == torch.float32
 
 
 def test_half_precision_leaves_the_vision_tokenizer_in_full(folder):
@@ -184,8 +198,15 @@ def test_an_offloaded_model_is_on_the_accelerator_while_it_draws(pipe):
 
 
 def test_a_model_that_cannot_draw(save_model):
+    folder = save_model("ett-chat")
     with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
-        ett.ETTTextToImagePipeline.from_pretrained(save_model("ett-chat"))
+        ett.ETTTextToImagePipeline.from_pretrained(folder)
+    assert not (folder / "model_index.json").exists()
+
+
+def test_processes_that_do_not_write_leave_the_index_out(pipe, tmp_path):
+    pipe.model.save_pretrained(tmp_path, is_main_process=False)
+    assert not (tmp_path / "model_index.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,26 @@ def test_steps_and_epochs_follow_from_the_examples():
     assert (plan.examples, plan.steps) == (100, 10)
 
 
+def test_fewer_samples_than_a_batch_are_the_error_of_the_run_where_the_last_batch_is_dropped():
+    overrides = [*NEW, "training.per_device_train_batch_size=16", "training.dataloader_drop_last=true"]
+    assert plan_recipe("demo_language", overrides, devices=6).examples == 100
+    with pytest.raises(ValueError, match=r"have 100 samples, and a batch has 112 \(16 on each device\): .*no batch"):
+        plan_recipe("demo_language", overrides, devices=7)
+
+
+def test_streamed_samples_are_not_too_few(model_folder):
+    streamed = ["data.source=scenes", "data.length=2", "data.streaming=true", "training.max_steps=3"]
+    overrides = [f"model.path={model_folder}", *SMALL, *streamed, "training.dataloader_drop_last=true"]
+    assert plan_recipe("stage3_chat", overrides, devices=1).steps == 3
+
+
+def test_steps_leave_out_the_last_batch_where_it_is_dropped():
+    batch = ["training.max_steps=-1", "training.num_train_epochs=2", "training.gradient_accumulation_steps=3"]
+    overrides = [*NEW, *batch, "training.per_device_train_batch_size=8", "training.dataloader_drop_last=true"]
+    # Of 100 examples 12 batches are whole, which are 4 steps.
+    assert plan_recipe("demo_language", overrides).steps == 8
+
+
 def test_tokens_are_the_pictures_and_those_the_text_is_taken_to_have(model_folder):
     plan = plan_recipe("stage3_chat", [f"model.path={model_folder}", *SMALL], text_tokens=20)
     assert plan.positions == 16 + 2 + 20

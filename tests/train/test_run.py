@@ -84,6 +84,7 @@ def test_every_stage_leaves_a_folder_that_loads(stages):
         assert model.config.image_token_id == processor.image_token_id
         assert model.config.answers == (name != "gen")
         assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+        assert (stages[name] / "model_index.json").is_file() == (name == "gen")
 
 
 def test_each_stage_moves_its_own_parts_of_the_one_before(stages):
@@ -321,7 +322,8 @@ def test_a_recipe_that_cannot_be_used_is_an_error_and_leaves_nothing(tmp_path, m
 
 def test_fewer_samples_than_a_batch_are_an_error_where_the_last_batch_is_dropped(tmp_path):
     batch = ["training.per_device_train_batch_size=16", "training.global_batch_size=16"]
-    with pytest.raises(ValueError, match=r"have 8 samples, and a batch of all 1 processes has 16: .*no batch is left"):
+    message = r"have 8 samples, and a batch has 16 \(16 on each device\): .*no batch is left"
+    with pytest.raises(ValueError, match=message):
         run_recipe("demo_tokenizer", [*TOKENIZER, *batch, "training.dataloader_drop_last=true"], tmp_path / "out")
     assert not (tmp_path / "out" / "config.json").exists()
 

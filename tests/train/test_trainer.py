@@ -406,6 +406,23 @@ def test_evaluation_of_a_tokenizer_moves_neither_it_nor_its_adversary(make_visio
     assert changed(before, model) == changed(adversary, trainer.adversary.discriminator) == set()
 
 
+@pytest.mark.parametrize("setting", ["bf16_full_eval", "fp16_full_eval"])
+def test_evaluation_in_half_precision_leaves_a_tokenizer_in_float32(
+    make_vision_tokenizer, arguments, make_items, setting
+):
+    # So many codes that rounding to half precision changes some.
+    tokenizer, items = make_vision_tokenizer(num_vq_embeddings=4000), make_items(16)
+    pixels = ETTCollator()(items)["pixel_values"]
+    expected = tokenizer.encode_codes(pixels)
+    args = arguments(adversarial_weight=0.0, **{setting: True})
+    trainer = make_trainer(tokenizer, args, items, eval_dataset=items)
+    trainer.evaluate()
+    assert getattr(args, setting)
+    assert {parameter.dtype for parameter in tokenizer.parameters()} == {torch.float32}
+    assert torch.equal(tokenizer.encode_codes(pixels), expected)
+    assert not torch.equal(tokenizer.bfloat16().encode_codes(pixels.bfloat16()), expected)
+
+
 def test_logs_of_training_hold_nothing_of_evaluation_nor_the_reverse(make_vision_tokenizer, arguments, make_items):
     args = arguments(logging_steps=2, eval_strategy="steps", eval_steps=1)
     trainer = make_trainer(make_vision_tokenizer(), args, make_items(), eval_dataset=make_items(8))

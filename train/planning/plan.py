@@ -172,7 +172,8 @@ def plan_recipe(
         text_tokens: Tokens of text that an example is taken to have.
 
     Raises:
-        ValueError: The recipe or its model cannot be used. What is missing of the data is said in the plan.
+        ValueError: The recipe or its model cannot be used, or `dataloader_drop_last` leaves no batch. What is missing
+            of the data is said in the plan.
     """
     recipe = load_recipe(name, overrides)
     check_recipe(recipe)
@@ -206,6 +207,8 @@ def plan_recipe(
 
     perceptual, discriminator = critics(model, args)
     examples = count_examples(recipe.data)
+    if not (recipe.data.streaming or isinstance(examples, str)):
+        args.check_samples(examples, devices)
     steps = count_steps(args, examples, batch_size * devices, accumulation)
     flops = StepFlops(model, perceptual, discriminator)
     return Plan(
@@ -351,7 +354,7 @@ def count_steps(args: ETTTrainingArguments, examples: int | str, at_once: int, a
         return args.max_steps
     if isinstance(examples, str):
         return None
-    batches = math.ceil(examples / at_once)
+    batches = examples // at_once if args.dataloader_drop_last else math.ceil(examples / at_once)
     return math.ceil(args.num_train_epochs * max(math.ceil(batches / accumulation), 1))
 
 
