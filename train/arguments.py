@@ -13,7 +13,8 @@ from transformers.integrations import unset_hf_deepspeed_config
 class ETTTrainingArguments(TrainingArguments):
     """
     [`~transformers.TrainingArguments`] with the paper's joint objective. Changed defaults: Adam without weight decay,
-    cosine schedule with 3% warm-up (section 4.1), columns are kept.
+    cosine schedule with 3% warm-up (section 4.1), columns are kept, DDP looks for unused parameters under gradient
+    checkpointing, too.
 
     Parameters that control the size of a step:
         global_batch_size.
@@ -151,6 +152,10 @@ class ETTTrainingArguments(TrainingArguments):
             super().__post_init__()
         # While it is known, transformers would cut models for ZeRO-3 as they are made, before parts can be joined.
         unset_hf_deepspeed_config()
+        if self.ddp_find_unused_parameters is None:
+            # Batches of text alone leave the projector out, perhaps in one process and not in another. Transformers
+            # looks for unused parameters unless there is checkpointing, of which only the reentrant form forbids it.
+            self.ddp_find_unused_parameters = not (self.activation_checkpointing_kwargs or {}).get("use_reentrant")
         for name in ("learning_rate", "lr_scheduler_type", "max_grad_norm"):
             if getattr(self, f"discriminator_{name}") is None:
                 setattr(self, f"discriminator_{name}", getattr(self, name))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_available
 
@@ -52,7 +52,7 @@ def find_deepspeed_config(name: str) -> str:
 def check_sharding(model: nn.Module, args: ETTTrainingArguments):
     """
     Raises:
-        ValueError: The model, or something in the settings, cannot be in shards.
+        ValueError: The model, something in the settings, or the installed torch allows no shards.
     """
     if not (args.fsdp or args.deepspeed):
         return
@@ -61,6 +61,8 @@ def check_sharding(model: nn.Module, args: ETTTrainingArguments):
         raise ValueError(f"A tokenizer alone is small enough for every device; leave {way} out.")
     if args.fsdp and args.fsdp_plugin_args.get("fsdp_version") != 2:
         raise ValueError("training.fsdp is FSDP2 only; leave version out of training.fsdp_config.")
+    if args.fsdp and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(f"training.fsdp needs torch 2.13 or newer, not {torch.__version__}; install it, or use DDP.")
     if args.muon_rate_factor is not None:
         raise ValueError(f"Muon needs whole matrices, which {way} cuts; set training.muon_rate_factor=null.")
     if args.deepspeed:
@@ -95,6 +97,24 @@ def _check_deepspeed(args: ETTTrainingArguments):
     gathers = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     if stage == 3 and not settings.is_true(gathers):
         raise ValueError(f"The settings of training.deepspeed need {gathers}=true: a finished folder is in one piece.")
+
+
+def require_shards(trainer: Trainer):
+    """
+    Raises:
+        ValueError: `training.fsdp` is given, but accelerate shards nothing on this device: DDP would train instead.
+    """
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"training.fsdp shards models over accelerators, and this run is on the {trainer.args.device.type}; leave "
+            "it out, so that every process holds the whole model (DDP)."
+        )
+
+
+def reduce_unused_parameters(model: FSDPModule):
+    """Lets a process without an image in its batch take part in reducing the gradients of those that have one. Every
+    process must reduce the same gradients; the root's hold what only images use."""
+    model.set_reduce_scatter_unused_params(True, recurse=False)
 
 
 def keep_full_precision(trainer: Trainer):
@@ -146,4 +166,11 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
-__all__ = ["check_sharding", "find_deepspeed_config", "keep_full_precision", "whole_weights"]
+__all__ = [
+    "check_sharding",
+    "find_deepspeed_config",
+    "keep_full_precision",
+    "reduce_unused_parameters",
+    "require_shards",
+    "whole_weights",
+]

@@ -7,6 +7,7 @@
 """
 
 import copy
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -38,7 +39,7 @@ from .objective.adversary import Adversary, adaptive_weight
 from .objective.discriminator import PatchDiscriminator
 from .objective.losses import build_perceptual_loss, reconstruction_losses
 from .recipes import PARTS
-from .sharding import DeferredStep, check_sharding, keep_full_precision
+from .sharding import DeferredStep, check_sharding, keep_full_precision, reduce_unused_parameters, require_shards
 
 ADAPTER_PART = "adapter"
 
@@ -106,6 +107,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             args = copy.copy(args)
             args.bf16_full_eval = args.fp16_full_eval = False
         super().__init__(model=model, args=args, **kwargs)
+        require_shards(self)
         keep_full_precision(self)
         self.vision_tokenizer = model if self.is_tokenizer else model.model.vision_tokenizer
         self.tunes_tokenizer = any(parameter.requires_grad for parameter in self.vision_tokenizer.parameters())
@@ -175,6 +177,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.is_deepspeed_enabled:
             self.accelerator.deepspeed_engine_wrapped = DeferredStep(self.deepspeed)
+        if self.is_fsdp_enabled:
+            reduce_unused_parameters(self.model)
         if self.adversary is not None:
             self.adversary.prepare(max_steps, resume_from_checkpoint)
         self.unlogged.checkpoint = resume_from_checkpoint
@@ -187,9 +191,10 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
     # Losses
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device):
-        """Labels of a step, in all its micro-batches and processes, by which losses are divided; and its pictures."""
-        if self.tunes_tokenizer:
-            self._num_pictures = self._sum(len(batch.get("pixel_values", ())) for batch in batch_samples)
+        """Labels of a step, in all its micro-batches and processes, by which losses are divided; and its images."""
+        if self.tunes_tokenizer or self.is_fsdp_enabled:
+            images = [batch.get("pixel_values", batch.get("image_codes", ())) for batch in batch_samples]
+            self._num_images = self._sum(map(len, images))
         if any("predict_codes" in batch for batch in batch_samples):
             return self._sum(self._num_codes(batch) for batch in batch_samples)
         return super()._get_num_items_in_batch(batch_samples, device)
@@ -217,6 +222,8 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             for name, value in self.adversary.learn(*shown, self._share(shown[0])).items():
                 self._record(name, value)
         if self.accelerator.sync_gradients:
+            if self.is_fsdp_enabled:
+                self._drop_unused_gradients(inputs)
             self._check_step()
             if self.is_deepspeed_enabled:
                 if self._logs_this_step():
@@ -225,6 +232,16 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
             if shown is not None:
                 self._record("grad_norm/discriminator", self.adversary.step())
         return loss
+
+    def _drop_unused_gradients(self, inputs: dict[str, Any]):
+        """Removes the zeros that FSDP2 gives to parameters that no process has used in a step, as DDP leaves them
+        without a gradient: moments and weights do not decay then."""
+        unused = [] if "predict_codes" in inputs else ["visual_head"]
+        if not self._num_images:
+            unused += ["vision_tokenizer", "index_embedding", "projector"]
+        parts = self.parts()
+        for parameter in itertools.chain.from_iterable(parts.get(part, ()) for part in unused):
+            parameter.grad = None
 
     def compute_loss(
         self,
@@ -263,7 +280,7 @@ class ETTTrainer(SafeTrainer, StreamingTrainer):
     def _share(self, pixels: torch.Tensor) -> float | torch.Tensor:
         """What a mean over a micro-batch's pictures counts in the step's mean over all; gradients are averaged over
         processes."""
-        return len(pixels) * self.accelerator.num_processes / self._num_pictures if self.model.training else 1.0
+        return len(pixels) * self.accelerator.num_processes / self._num_images if self.model.training else 1.0
 
     def _mean_loss(self, loss: torch.Tensor, inputs: dict[str, Any], num_items: torch.Tensor | None) -> torch.Tensor:
         """The loss as a mean over this micro-batch, for the log."""

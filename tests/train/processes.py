@@ -26,11 +26,14 @@ from train.sharding import find_deepspeed_config, whole_weights
 STEPS = 20
 STAGES = {
     "alignment": ["projector"],
+    "chat": ["projector", "language_model"],
     "semantic": ["vision_tokenizer", "projector", "language_model"],
     "drawing": ["projector", "language_model", "visual_head"],
 }
 ADVERSARY = {"adversarial_weight": 0.1}
 SHORT = {"max_steps": 4}
+# Half of the rows have no image: in each step, both processes, one or neither have an image.
+CHAT = {"stage": "chat", "per_device_train_batch_size": 2 // int(os.environ.get("WORLD_SIZE", 1))}
 
 
 def make_model(tied: bool = True) -> ETTForConditionalGeneration:
@@ -61,7 +64,8 @@ def make_model(tied: bool = True) -> ETTForConditionalGeneration:
     return ETTForConditionalGeneration.from_parts(language_model, tokenizer, visual_head=True, **tokens)
 
 
-def make_items(is_drawing: bool) -> list[dict]:
+def make_items(stage: str) -> list[dict]:
+    is_drawing = stage == "drawing"
     generator = torch.Generator().manual_seed(0)
     items = []
     for index in range(16):
@@ -71,7 +75,13 @@ def make_items(is_drawing: bool) -> list[dict]:
         labels = [-100] * (len(ids) - len(words)) + words
         picture = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
         items.append({"input_ids": ids, "labels": labels, **picture})
+    if stage == "chat":
+        items[1::2] = [{"input_ids": [7, *words], "labels": [-100, *words]} for words in map(answer, items[1::2])]
     return items
+
+
+def answer(item: dict) -> list[int]:
+    return [label for label in item["labels"] if label != -100]
 
 
 def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False, **changes) -> ETTTrainer:
@@ -110,7 +120,7 @@ def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False
     train_only(model, STAGES[stage])
     is_drawing = stage == "drawing"
     collator = ETTCollator(is_drawing=is_drawing)
-    trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(is_drawing), data_collator=collator)
+    trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(stage), data_collator=collator)
     assert bool(args.fsdp) == trainer.accelerator.is_fsdp2
     assert bool(args.deepspeed) == trainer.is_deepspeed_enabled
     return trainer
@@ -130,10 +140,20 @@ def curve(trainer: ETTTrainer) -> list[float]:
 
 
 def in_one_piece(root: Path) -> dict[str, list[float]]:
-    results = {stage: curve(train(root / stage, stage)) for stage in STAGES}
+    results = {stage: curve(train(root / stage, stage)) for stage in ("alignment", "semantic", "drawing")}
+    results["chat"] = saved_curve(train(root / "chat", **CHAT, **SHORT), root / "chat.pt")
     results["adversary"] = curve(train(root / "adversary", "semantic", **ADVERSARY, **SHORT))
     results["lecam"] = lecam_means(root / "lecam")
     return results
+
+
+def saved_curve(trainer: ETTTrainer, path: Path) -> list[float]:
+    """The losses; the weights are saved at the path."""
+    gathered = whole_weights(trainer)
+    weights = trainer.model.state_dict() if gathered is None else gathered
+    if PartialState().is_main_process:
+        torch.save(weights, path)
+    return curve(trainer)
 
 
 def lecam_means(folder: Path) -> list[float]:
@@ -159,6 +179,9 @@ def in_shards(root: Path) -> dict[str, list[float]]:
     for name, options in variants.items():
         results[name] = curve(train(root / name, **options, **SHORT))
         results[f"fsdp {name}"] = curve(train(root / f"fsdp-{name}", **options, fsdp=True, **SHORT))
+    checkpointed = {**CHAT, **SHORT, "gradient_checkpointing": True}
+    for name, options in {"checkpointed chat": {}, "fsdp checkpointed chat": {"fsdp": True}}.items():
+        results[name] = saved_curve(train(root / name, **checkpointed, **options), root / f"{name}.pt")
     for kind in ("FULL", "SHARDED"):
         results |= resumed_in_shards(root, kind)
     return results

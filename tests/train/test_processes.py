@@ -48,7 +48,7 @@ def two(root):
     return launch(root / "two")
 
 
-@pytest.mark.parametrize("stage", ["alignment", "semantic", "drawing"])
+@pytest.mark.parametrize("stage", ["alignment", "semantic", "chat", "drawing"])
 def test_two_processes_have_the_losses_of_one(one, two, stage):
     assert two[stage] == pytest.approx(one[stage], rel=0, abs=1e-5 * one[stage][0])
 
@@ -77,6 +77,14 @@ def test_in_half_precision_fsdp2_computes_what_ddp_does(two):
     """Rounded pixels or weights of the tokenizer would give other codes."""
     assert two["fsdp half"] == pytest.approx(two["half"], rel=1e-3)
     assert two["half"] != two["alignment"][:4]
+
+
+@pytest.mark.parametrize("name", ["checkpointed chat", "fsdp checkpointed chat"])
+def test_with_gradient_checkpointing_rows_without_an_image_train_as_without(root, two, name):
+    """DDP would wait for the projector's gradients of a process without an image; FSDP2 would mix up gradients."""
+    assert two[name] == pytest.approx(two["chat"], rel=1e-6)
+    found, expected = (torch.load(root / "two" / f"{run}.pt", weights_only=True) for run in (name, "chat"))
+    torch.testing.assert_close({key: found[key] for key in expected}, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["FULL", "SHARDED"])

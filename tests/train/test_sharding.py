@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from train import Recipe, run, train_only
 from train.models.adapters import add_adapter, has_adapter
 from train.recipes import LoraSection
-from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config
+from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config, require_shards
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,26 @@ def test_what_shards_cannot_have_is_an_error(make_model, arguments, fields, mess
 def test_a_tokenizer_alone_is_not_cut_into_shards(make_vision_tokenizer, arguments):
     with pytest.raises(ValueError, match=r"small enough for every device; leave training\.fsdp out"):
         check_sharding(make_vision_tokenizer(), arguments(fsdp=True))
+
+
+def test_where_accelerate_shards_nothing_fsdp_is_an_error(arguments):
+    """DDP would train instead."""
+    trainer = SimpleNamespace(args=arguments(fsdp=True), is_fsdp_enabled=False)
+    with pytest.raises(ValueError, match="shards models over accelerators, and this run is on the cpu; leave it out"):
+        require_shards(trainer)
+
+
+def test_a_torch_that_cannot_reduce_unused_parameters_has_no_fsdp(make_model, arguments, monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    with pytest.raises(ValueError, match=r"training\.fsdp needs torch 2\.13 or newer"):
+        check_sharding(make_model(), arguments(fsdp=True))
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_ddp_looks_for_unused_parameters_wherever_checkpointing_allows_it(arguments, reentrant):
+    options = {} if reentrant is None else {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    args = arguments(gradient_checkpointing=True, **options)
+    assert args.ddp_find_unused_parameters is not bool(reentrant)
 
 
 def test_a_deepspeed_configuration_that_is_not_there_is_an_error():
