@@ -50,19 +50,21 @@ class IBQModel(VQModel):
     for large batches `enable_slicing`, which sends one picture at a time through encoder and decoder.
 
     Args:
-        in_channels, out_channels (`int`): Channels of the picture.
+        in_channels, out_channels (`int`): Channels of the images.
         down_block_types, up_block_types (`tuple[str, ...]`): Blocks of the encoder and of the decoder; each but the
             last halves, or doubles, height and width.
         block_out_channels (`tuple[int, ...]`): Widths of the encoder's blocks; the decoder has them in reverse.
-        layers_per_block (`int`): Residual blocks a level (one more in the decoder).
+        layers_per_block (`int`): Residual blocks per level (one more in the decoder).
         latent_channels (`int`): Channels between encoder and `quant_conv`, and between `post_quant_conv` and decoder.
         num_vq_embeddings (`int`): Codebook size K.
         vq_embed_dim (`int`): Width D of a code.
         norm_num_groups (`int`): Groups of the group normalization.
+        mid_block_add_attention (`bool`): Whether the middle blocks of encoder and decoder have attention.
         patch_size (`int`): Side of the pixel blocks folded into channels before the encoder (and unfolded after the
             decoder). 1, as in IBQ, folds nothing; 2 makes a small tokenizer about four times cheaper.
-        pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the deviation. 0 and
-            1, as in IBQ, change nothing; its data's values let a small tokenizer learn tints many times sooner.
+        pixel_mean, pixel_std (`float`): Encoder and decoder see pixels less the mean, divided by the standard
+            deviation. 0 and 1, as in IBQ, change nothing; the values of the data let a small tokenizer learn tints
+            many times sooner.
         l2_normalize, logit_scale, codebook_loss_weight, entropy_temperature, entropy_over_ranks,
             straight_through_weight: See [`IBQQuantizer`].
 

@@ -45,7 +45,7 @@ class ETTTrainingArguments(TrainingArguments):
 
     global_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Examples a step on all devices together; gradient accumulation follows from it."},
+        metadata={"help": "Examples per step on all devices together; gradient accumulation follows from it."},
     )
 
     alpha: float = field(
@@ -60,11 +60,11 @@ class ETTTrainingArguments(TrainingArguments):
         default=True,
         metadata={
             "help": "Whether the caption loss trains the tokenizer. If false, alpha * L_vq alone does: a control for "
-            "studies, in which the projector and the language model learn from captions as always."
+            "studies, in which the projector and the language model still learn from captions."
         },
     )
     squared_error_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the squared error beside the absolute one; the paper's is 0."}
+        default=0.0, metadata={"help": "Weight of the squared error beside the absolute error; the paper's is 0."}
     )
     quantization_weight: float = field(default=1.0, metadata={"help": "Weight of the quantization loss."})
     perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of LPIPS; 0 leaves it out."})
@@ -75,11 +75,11 @@ class ETTTrainingArguments(TrainingArguments):
 
     critics_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Pictures of a batch that LPIPS and discriminator see; by default all."},
+        metadata={"help": "Images of a batch that LPIPS and discriminator see; null for all."},
     )
     perceptual_network: str = field(default="vgg", metadata={"help": "LPIPS network: vgg, alex or squeeze."})
     perceptual_pretrained: bool = field(
-        default=True, metadata={"help": "Use ImageNet weights in LPIPS; otherwise random ones."}
+        default=True, metadata={"help": "Use ImageNet weights in LPIPS; otherwise random weights."}
     )
 
     adaptive_adversarial_weight: bool = field(
@@ -88,50 +88,61 @@ class ETTTrainingArguments(TrainingArguments):
     )
 
     discriminator_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the discriminator; by default the generator's."}
+        default=None, metadata={"help": "Learning rate of the discriminator; null for `learning_rate`."}
     )
     discriminator_lr_scheduler_type: str | None = field(
-        default=None, metadata={"help": "Its schedule, from its first step on; by default of the generator's type."}
+        default=None,
+        metadata={"help": "Schedule of the discriminator, from its first step on; null for `lr_scheduler_type`."},
     )
     discriminator_max_grad_norm: float | None = field(
-        default=None, metadata={"help": "Its gradients are clipped to this norm; by default as the generator's."}
+        default=None,
+        metadata={"help": "Limit of the norm of the discriminator's gradients; null for `max_grad_norm`."},
     )
-    discriminator_start_step: int = field(default=0, metadata={"help": "First step with a discriminator."})
+    discriminator_start_step: int = field(
+        default=0, metadata={"help": "First step in which the discriminator learns."}
+    )
     discriminator_warmup_steps: int = field(
         default=0,
-        metadata={"help": "Its first steps, in which it learns and its loss does not count for the generator."},
+        metadata={"help": "First steps of the discriminator, in which its loss does not count for the tokenizer."},
     )
-    discriminator_width: int = field(default=64, metadata={"help": "Channels of its first layer."})
-    discriminator_layers: int = field(default=3, metadata={"help": "Its layers that halve the resolution."})
+    discriminator_width: int = field(default=64, metadata={"help": "Channels of the discriminator's first layer."})
+    discriminator_layers: int = field(
+        default=3, metadata={"help": "Layers of the discriminator that halve the resolution."}
+    )
     lecam_weight: float = field(default=0.05, metadata={"help": "Weight of LeCAM regularization."})
 
     part_learning_rates: dict[str, float] | None = field(
-        default=None, metadata={"help": "Learning rates of single parts, by the parts' names in the recipe."}
+        default=None, metadata={"help": "Learning rates of single parts, by the names that `train` has."}
     )
     part_max_grad_norms: dict[str, float] | None = field(
         default=None,
         metadata={
-            "help": "Gradients of single parts are clipped to these norms, each part by itself, 0 for no limit; "
-            "max_grad_norm then holds for the other parts together."
+            "help": "Limits of the gradient norm of single parts, each part by itself, 0 for no limit; max_grad_norm "
+            "then holds for the other parts together."
         },
     )
     muon_rate_factor: float | None = field(
         default=None,
-        metadata={"help": "Hidden matrices and convolutions move by Muon, at this multiple of their part's rate."},
+        metadata={
+            "help": "Learning rate of Muon for hidden matrices and convolutions, as a multiple of their part's; null "
+            "for no Muon."
+        },
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Decay of the weights' moving average (EMA), which a finished model has; null for none."},
+        metadata={
+            "help": "Decay of the moving average of the weights (EMA), which the finished folder holds; null for none."
+        },
     )
 
     sample_steps: int = field(
         default=0,
-        metadata={"help": "Steps from one sample of answers, drawings or reconstructions to the next; 0 for none."},
+        metadata={"help": "Steps between two samples of answers, generated images or reconstructions; 0 for none."},
     )
 
     peak_flops: float | None = field(
         default=None,
-        metadata={"help": "FLOP/s of a device at its best, for the log's mfu; by default those of known GPUs."},
+        metadata={"help": "Peak FLOP/s of a device, for the logged mfu; null for those of known GPUs."},
     )
 
     def __post_init__(self):

@@ -98,6 +98,15 @@ def field_hints(section: type | Callable) -> dict[str, Any]:
     return {name: hint for name, hint in get_type_hints(section).items() if name != "return"}
 
 
+def describe_type(key: str, annotation: Any) -> str:
+    """The type of a field in words, with its range.
+
+    >>> describe_type("training.seed", int)
+    '0 or a whole number above 0'
+    """
+    return _describe(CHOICES.get(key, annotation), RANGES.get(key))
+
+
 def typed(name: str, value: Any, annotation: Any, key: str | None = None) -> Any:
     """The value as its field takes it.
 
@@ -120,7 +129,7 @@ def typed(name: str, value: Any, annotation: Any, key: str | None = None) -> Any
         if bounds is not None and not all(bounds[1](number) for number in numbers if _is_number(number)):
             raise _UnfitError
     except _UnfitError:
-        expected = _describe(annotation, bounds)
+        expected = describe_type(key, annotation)
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             expected += ", of at most 2^53"
         raise ValueError(f"{name} is {value!r:.100}; expected {expected}.") from None
@@ -261,4 +270,4 @@ def _describe_choices(choices: list[Any]) -> str:
     return f"one of {shown}{' and others' if len(choices) > LONGEST_LIST else ''}"
 
 
-__all__ = ["field_hints", "typed"]
+__all__ = ["describe_type", "field_hints", "typed"]

@@ -27,7 +27,7 @@ too."""
 
 @dataclass
 class ModelSection:
-    """What training starts from: one folder, or parts.
+    """Model that training starts from: one folder, or parts of a new model.
 
     Args:
         path: Folder or Hub name of a model that a former stage left (an ETT model, or an IBQ tokenizer). Given as
@@ -41,15 +41,16 @@ class ModelSection:
         linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
         codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
             codebook keeps the codes that the training data use most, a larger one splits them.
-        codebook_pictures: Pictures of the training data on which the use of codes is counted for that.
+        codebook_pictures: Images of the training data on which the use of codes is counted for another
+            `codebook_size`.
         discriminator: Where the tokenizer learns: the discriminator to start from. By default this is
             `discriminator.safetensors` of the folder `path` or `vision_tokenizer`, or a new one where the folder has
             none. `new` always starts a new one. Anything else is a file: of a finished folder, of a checkpoint, or of
             `ett convert-tokenizer --discriminator`.
         image_size: Pixels along each side of the images; null for 512. That of an ETT model at `path` is fixed: null,
             or the same number.
-        code_positions: For a new ETT model: whether embeddings carry their codes' rows and columns (not in the paper);
-            null for false, or as the model at `path` has it.
+        code_positions: For a new ETT model: whether the rows and columns of the codes are added to their embeddings
+            (not in the paper); null for false, or as the model at `path` has it.
         visual_head: Whether the model generates images; null for false, or as the model at `path` has it. A model at
             `path` without a visual head gets a new one.
         visual_embedding: Of a new model: `codebook`, or `index` for the paper's baseline, which learns an embedding
@@ -97,34 +98,33 @@ class ModelSection:
 
 @dataclass
 class DataSection:
-    """What is learned from.
+    """Training data.
 
     Args:
-        source: `scenes`, or a folder, a file (JSON, JSON lines, Parquet, CSV, tar), a pattern of files, or a Hub name
-            that datasets can load.
-        mixture: In place of one source, several by name, each a section of [`MIXTURE_FIELDS`] that take the place of
-            these: `weight`, in proportion to which examples are drawn, by default 1, and `source`, `split`, columns.
-        split: Split of it.
+        source: `scenes` for the embedded dataset, or a folder, a file (JSON, JSON lines, Parquet, CSV, tar), a pattern
+            of files, or a Hub name that datasets can load.
+        mixture: Instead of one source, several by name. The fields of each take the place of those of this section.
+        split: Split of the source.
         length: Number of scenes.
-        ground: What lies behind the scenes' shapes: `mixed`, `plain`, `flat` or `textured`.
-        in_memory: Prepare every example once, before training; pictures become codes where the tokenizer is frozen.
+        ground: Background of the scenes: `mixed`, `plain`, `flat` or `textured`.
+        in_memory: Prepare every example once, before training; images become codes where the tokenizer is frozen.
         questions_per_scene: Turns of a conversation about a scene.
-        independent_turns: Turns of a conversation share its picture, but do not see one another (chat).
-        prompt_dropout: Share of examples without their prompt (drawing).
+        independent_turns: Turns of a conversation share its image, but do not see one another (task `chat`).
+        prompt_dropout: Share of examples without their prompt (task `drawing`).
         max_length: Longest sequence, in tokens.
         packing: Examples of a batch share rows of up to `max_length` tokens, and none sees another.
         verify_codes: Before training from a folder of `ett tokenize`, compare every file with its checksum; sizes are
             compared in any case.
-        image_column, text_column, messages_column: Columns of the user's own data. Of a webdataset `image` is the
-            picture under whatever suffix, `text` what its txt holds, and fields of its json have their own names.
-        image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        image_column, text_column, messages_column: Columns of your data. In a webdataset `image` is the image file of
+            any suffix, `text` the content of the txt file, and fields of the json file have their own names.
+        image_folder: Folder to which the file names of images are relative; null for the folder of the data.
         fit: How images of another shape are fitted to the model's square, in training and ever after: `crop` cuts the
             sides off, `pad` keeps the whole image between grey borders, `stretch` changes its shape. Null for what the
             folder at `model.path` says, or `crop`. Codes (`ett tokenize`) keep the way in which they were made.
-        filters: Steps by which rows are chosen, in their order, each a mapping of a `type` (`resolution`,
-            `aspect_ratio`, `caption_length`, `near_duplicates` or `aesthetic`) and its fields.
-        streaming: Read the data while training goes on, without an end and without a copy of them.
-        shuffle_rows: Rows that a streaming reader holds undecoded and mixes with one another.
+        filters: Filters of the rows, in their order, each a mapping of a `type` (`resolution`, `aspect_ratio`,
+            `caption_length`, `near_duplicates` or `aesthetic`) and its fields.
+        streaming: Read the data during training, endlessly and without a copy; needs `training.max_steps`.
+        shuffle_rows: Undecoded rows in the shuffle buffer of streamed data.
     """
 
     source: str | None = None
@@ -151,16 +151,16 @@ class DataSection:
 
 @dataclass
 class LoraSection:
-    """Low-rank adapters on the language model, which `language_model` in `train` then stands for; its own weights are
-    frozen. Other parts in `train` learn in full.
+    """Low-rank adapters (LoRA) of the language model. They train where `train` names `language_model`, whose own
+    weights are frozen; other parts in `train` learn in full.
 
     Args:
         rank: Rank of the adapters; null for none, so that all weights of the language model learn.
-        alpha: The adapters' product counts `alpha / rank` times; by default `alpha` is the rank.
+        alpha: The adapters' product is scaled by `alpha / rank`; null for the rank.
         dropout: Share of an adapter's inputs left out in training.
-        target_modules: Names of the linear maps that get one, by default all of attention and MLP.
-        merge: Whether the finished folder holds a model with the adapters merged in, and they themselves below it in
-            `adapter/`; otherwise it holds the adapters alone, which load over the folder that training started from.
+        target_modules: Names of the linear layers that get an adapter; null for all of attention and MLP.
+        merge: Whether the finished folder holds the merged model, with the adapters in `adapter/`. Otherwise it holds
+            the adapters alone, which load over the folder that training started from.
     """
 
     rank: int | None = None
@@ -180,13 +180,14 @@ class LoraSection:
 
 @dataclass
 class Recipe:
-    """A stage.
+    """A stage of training.
 
     Args:
         title: One line for people.
-        task: `reconstruction`, `text`, `caption`, `chat` or `drawing`.
-        train: Parts that learn: `vision_tokenizer`, `index_embedding`, `projector`, `language_model`, `visual_head`.
-        lora: Adapters in place of the language model's own weights.
+        task: `reconstruction` (a tokenizer alone), `text`, `caption`, `chat` or `drawing` (image generation).
+        train: Parts that learn, the others are frozen: `vision_tokenizer`, `index_embedding`, `projector`,
+            `language_model`, `visual_head`.
+        model, data, lora: See [`ModelSection`], [`DataSection`] and [`LoraSection`].
         training: Fields of [`ETTTrainingArguments`].
     """
 

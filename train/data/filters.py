@@ -72,7 +72,7 @@ class Filter:
 
 @dataclass(kw_only=True)
 class Resolution(Filter):
-    """The shorter side of every picture has `min_side` pixels or more; read from the header alone."""
+    """The shorter side of every image has `min_side` pixels or more; read from the header alone."""
 
     min_side: int
 
@@ -85,7 +85,7 @@ class Resolution(Filter):
 
 @dataclass(kw_only=True)
 class AspectRatio(Filter):
-    """The longer side of every picture is at most `max` times the shorter; read from the header alone."""
+    """The longer side of every image is at most `max` times the shorter; read from the header alone."""
 
     max: float
 
@@ -118,12 +118,12 @@ class CaptionLength(Filter):
 
 @dataclass(kw_only=True)
 class NearDuplicates(Filter):
-    """Not all of the row's pictures look like former ones: their [`difference_hash`]es differ in more than `distance`
-    of 64 bits. The first of several alike is kept.
+    """An image of the row is unlike all images before it: their [`difference_hash`]es differ in more than `distance`
+    of 64 bits. So the first of near duplicates is kept.
 
     Exact for every distance: the hashes lie in `distance + 1` bands of bits, and two that differ in no more bits than
     that agree in one band at least. Bands of few bits sort out little: beyond a distance of 5 or so, time grows with
-    the number of pictures kept. A stream's state holds 11 bytes for each of them.
+    the number of images kept. A stream's state holds 11 bytes for each of them.
     """
 
     distance: int = 4
@@ -176,9 +176,9 @@ def difference_hash(picture: Image.Image) -> int:
 
 @dataclass(kw_only=True)
 class Aesthetic(Filter):
-    """The LAION aesthetic score of every picture, about 1 to 10, is `min_score` or more (paper, section 4.1).
+    """The LAION aesthetic score of every image, about 1 to 10, is `min_score` or more (paper, section 4.1).
 
-    It stands in the data's `column`, where a row without a score is removed and no picture is opened; or it is
+    It stands in the data's `column`, where a row without a score is removed and no image is opened; or it is
     computed by an [`AestheticPredictor`] of CLIP `model` and `head`, on the accelerator if there is one, and on the
     CPU in a data loader's worker.
     """
