@@ -177,7 +177,7 @@ def _save_vision_tokenizer(model: Path, config: dict, folder: Path):
         with torch.device("meta"):
             vision_tokenizer = IBQModel.from_config(config["vq_config"])
         vision_tokenizer.load_state_dict(weights, assign=True)
-    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{model} is incomplete or damaged: its vision tokenizer could not be loaded ({reason:.300})."
