@@ -144,7 +144,7 @@ def test_a_file_takes_the_place_of_the_folders_discriminator(with_discriminator,
 
 
 def test_a_folders_discriminator_of_another_size_is_an_error_that_says_what_to_set(with_discriminator, tmp_path):
-    overrides = [*SCENES, f"model.path={with_discriminator}", "training.discriminator_layers=3"]
+    overrides = [*SCENES, f"model.path={with_discriminator}", "training.discriminator_layers=1"]
     with pytest.raises(ValueError) as caught:
         run_recipe("tokenizer", overrides, tmp_path / "out")
     assert "set training.discriminator_width=8 and training.discriminator_layers=2" in str(caught.value)
