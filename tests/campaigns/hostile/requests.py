@@ -156,7 +156,7 @@ async def _handle(model: str, content: bytes) -> tuple[int, str]:
 
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return 400, "The body is no valid JSON."
     if not isinstance(body, dict) or "messages" not in body:
         return 422, "The body is no chat with messages."
