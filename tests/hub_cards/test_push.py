@@ -105,7 +105,7 @@ def test_weights_that_would_not_be_uploaded_do_not_count(folder):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"), [('{"model_type": "bert"}', "type 'bert'"), ("[]", "type None"), ("{", "not valid JSON")]
+    ("config", "message"), [('{"model_type": "bert"}', "type 'bert'"), ("[]", "config.json without fields"), ("{", "not valid JSON")]
 )
 def test_other_models_are_refused(folder, config, message):
     (folder / "config.json").write_text(config)
