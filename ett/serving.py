@@ -96,7 +96,7 @@ def answering_bad_requests() -> Iterator[None]:
                 handler.handle_request = checked(handler.handle_request, field)
         app = build(model_manager, chat_handler, **handlers)
         app.add_exception_handler(ValueError, bad_request)
-        _keep_routes(app)
+        _keep_routes(app, model_manager)
         return app
 
     server.build_server = build_checked
@@ -106,13 +106,16 @@ def answering_bad_requests() -> Iterator[None]:
         server.build_server = build
 
 
-def _keep_routes(app: Any):
+def _keep_routes(app: Any, model_manager: Any):
     routes = app.router.routes
     endpoints = {route.path: route.endpoint for route in routes if hasattr(route, "endpoint")}
     routes[:] = [route for route in routes if route.path in ROUTES and route.path != "/load_model"]
 
     async def load_model(body: dict[str, Any]) -> Any:
-        check_request(body)
+        if body.get("model") != model_manager.force_model:
+            raise ValueError(
+                f"model is {body.get('model')!r:.100}; this server has {model_manager.force_model} alone."
+            )
         return await endpoints["/load_model"](body)
 
     app.post("/load_model")(load_model)

@@ -26,6 +26,7 @@ NOT_NEGATIVE: Range = ("0 or above 0", lambda value: value >= 0)
 SHARE: Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
 BETA: Range = ("from 0 to below 1", lambda value: 0 <= value < 1)
 BETWEEN: Range = ("between 0 and 1", lambda value: 0 < value < 1)
+WIDTH: Range = ("from 1 to 65536", lambda value: 0 < value <= 2**16)
 STEPS: Range = ("above 0, or -1 for none", lambda value: value > 0 or value == -1)
 
 RANGES: dict[str, Range] = {
@@ -35,7 +36,7 @@ RANGES: dict[str, Range] = {
             *("data.length", "data.max_length", "data.shuffle_rows", "weight"),
             *("training.per_device_train_batch_size", "training.per_device_eval_batch_size"),
             *("training.gradient_accumulation_steps", "training.global_batch_size", "training.critics_batch_size"),
-            *("training.discriminator_width", "training.discriminator_layers", "training.peak_flops"),
+            *("training.discriminator_layers", "training.peak_flops"),
             *("training.num_train_epochs", "training.logging_steps", "training.save_steps", "training.eval_steps"),
             *("training.save_total_limit", "training.adam_epsilon", "training.muon_rate_factor"),
             *("training.eval_accumulation_steps", "training.torch_empty_cache_steps", "training.ddp_timeout"),
@@ -68,6 +69,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(["training.adam_beta1", "training.adam_beta2"], BETA),
     "training.ema_decay": BETWEEN,
     "training.max_steps": STEPS,
+    "training.discriminator_width": WIDTH,
 }
 """Ranges by the field's path; of a mapping, the range of each value. `weight` is a mixture's."""
 

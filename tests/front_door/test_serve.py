@@ -162,10 +162,11 @@ def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
 
     chat = SimpleNamespace(handle_request=handle_request)
     with serving.answering_bad_requests():
-        assert server.build_server(None, chat, completion_handler=None) is app
+        manager = SimpleNamespace(force_model="ett-chat")
+        assert server.build_server(manager, chat, completion_handler=None) is app
     assert server.build_server is plain
     assert [route.path for route in app.router.routes] == ["/v1/chat/completions"]
-    with pytest.raises(ValueError, match="model is 5; expected a text"):
+    with pytest.raises(ValueError, match="model is 5; this server has ett-chat alone"):
         asyncio.run(handlers["/load_model"]({"model": 5}))
     with pytest.raises(ValueError, match="n is 3"):
         asyncio.run(chat.handle_request({"n": 3, "messages": CHAT}, "id"))

@@ -55,6 +55,11 @@ def test_images_too_small_for_the_tokenizers_losses_are_an_error(setting, messag
         plan_recipe("demo_tokenizer", ["data.source=scenes", TOKENIZER, *changes, setting])
 
 
+def test_a_discriminator_of_any_width_is_planned_without_its_weights():
+    recipe = ["data.source=scenes", TOKENIZER, *SMALL, f"training.discriminator_width={2**16}"]
+    assert plan_recipe("demo_tokenizer", recipe).memory["weights"] > 2**38
+
+
 # Parameters
 
 

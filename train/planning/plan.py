@@ -313,7 +313,8 @@ def critics(model: nn.Module, args: ETTTrainingArguments) -> tuple[nn.Module | N
     if learns and args.perceptual_weight:
         perceptual = random_perceptual_loss(args.perceptual_network).requires_grad_(False).to("meta")
     if learns and args.adversarial_weight:
-        discriminator = PatchDiscriminator(3, args.discriminator_width, args.discriminator_layers).to("meta")
+        with torch.device("meta"):
+            discriminator = PatchDiscriminator(3, args.discriminator_width, args.discriminator_layers)
     return perceptual, discriminator
 
 
