@@ -403,8 +403,12 @@ def _mark_phases(board: Board):
 
 
 def _count_touches(board: Board, folder: str):
+    trainer = os.getpid()
+
     def hook(event: str, arguments: tuple):
-        if event in DELETING or (event in OPENING and folder in str(arguments[0])):
+        is_touch = event in DELETING or (event in OPENING and folder in str(arguments[0]))
+        # TensorBoard opens its file for every value.
+        if is_touch and os.getpid() == trainer and "tfevents" not in str(arguments[0]):
             board.touches += 1
             if board.touches == board.last_touch:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -479,7 +483,7 @@ class Profile:
 
 
 def draw_disturbance(kinds: list[str], profile: Profile, draw: np.random.Generator) -> Disturbance:
-    """A disturbance of one of the kinds in any phase, the most of them in steps; within a phase all moments are alike."""
+    """A disturbance of one of the kinds in any phase, the most in steps; within a phase all moments are alike."""
     phase = draw.choice(len(PHASES), p=(0.2, 0.4, 0.25, 0.15))
     own = [segment for segment in profile.segments if segment[0] == phase]
     lengths = np.array([length for _, _, length in own])
