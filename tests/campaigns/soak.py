@@ -403,8 +403,12 @@ def _mark_phases(board: Board):
 
 
 def _count_touches(board: Board, folder: str):
+    trainer = os.getpid()
+
     def hook(event: str, arguments: tuple):
-        if event in DELETING or (event in OPENING and folder in str(arguments[0])):
+        is_touch = event in DELETING or (event in OPENING and folder in str(arguments[0]))
+        # TensorBoard opens its file for every value.
+        if is_touch and os.getpid() == trainer and "tfevents" not in str(arguments[0]):
             board.touches += 1
             if board.touches == board.last_touch:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -478,13 +482,13 @@ class Profile:
     touches: int
 
 
-def draw_disturbance(profile: Profile, draw: np.random.Generator) -> Disturbance:
-    """A disturbance of any kind in any phase, the most of them in steps; within a phase all moments are alike."""
+def draw_disturbance(kinds: list[str], profile: Profile, draw: np.random.Generator) -> Disturbance:
+    """A disturbance of one of the kinds in any phase, the most in steps; within a phase all moments are alike."""
     phase = draw.choice(len(PHASES), p=(0.2, 0.4, 0.25, 0.15))
     own = [segment for segment in profile.segments if segment[0] == phase]
     lengths = np.array([length for _, _, length in own])
     _, number, length = own[draw.choice(len(own), p=lengths / lengths.sum())]
-    kind, last_touch = str(draw.choice(KINDS)), int(draw.integers(profile.touches)) + 1
+    kind, last_touch = str(draw.choice(kinds)), int(draw.integers(profile.touches)) + 1
     seconds = float(length * draw.random())
     return Disturbance(kind, int(phase), number, seconds, last_touch if kind == AT_FILE else 0, draw)
 
@@ -492,15 +496,14 @@ def draw_disturbance(profile: Profile, draw: np.random.Generator) -> Disturbance
 def problems_of(run: Run, kind: str | None) -> list[str]:
     """What is wrong with the way in which a run ended."""
     printed = run.log.read_text(errors="replace")
-    if kind == FULL_DISK:
-        # TensorBoard's, which writes in a thread of its own.
-        printed = printed.replace("Exception in thread Thread-1:\nTraceback", "")
     problems = []
     if run.status not in {0} | (STATUSES[kind] if kind else set()):
         problems.append(f"exit status {run.status} after {kind or 'no disturbance'}: {printed[-600:]}")
     if run.status == 1 and "ett: " not in printed:
         problems.append(f"no sentence after {kind}; see {run.log}")
-    if "Traceback" in printed:
+    # TensorBoard writes in a thread of its own, whose traceback nobody catches.
+    is_of_thread = kind == FULL_DISK and "Exception in thread" in printed
+    if "Traceback" in printed and not is_of_thread:
         problems.append(f"a traceback after {kind or 'no disturbance'}; see {run.log}")
     return problems
 
@@ -604,7 +607,9 @@ def _compare(name: str, expected: Any, found: Any) -> list[str]:
 
 
 def _prepare_forks():
-    """Threads are not forked, and are waited for in vain; a lock that every run made anew would be left over."""
+    """Threads are not forked, and are waited for in vain; a lock that every run made anew would be left over. In a
+    process that was spawned itself, workers of data loaders would be spawned, too, and import all libraries."""
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     tqdm.get_lock()
 
@@ -645,6 +650,7 @@ def disturb(
     root: Path,
     folder: Path,
     profile: Profile,
+    kinds: list[str],
     most: int,
     draw: np.random.Generator,
     report: Callable[[], None],
@@ -662,7 +668,7 @@ def disturb(
         if result.starts >= MOST_STARTS:
             result.problems.append(f"it has not ended after {result.starts} starts")
             break
-        disturbance = draw_disturbance(profile, draw) if len(result.struck) < most else None
+        disturbance = draw_disturbance(kinds, profile, draw) if len(result.struck) < most else None
         run, phase = start(disturbance.last_touch if disturbance else 0), None
         try:
             phase = disturbance.strike(run, root / "data", output, start) if disturbance else None
@@ -680,7 +686,7 @@ def disturb(
     return result
 
 
-def soak(names: list[str], kills: int, seed: int, root: Path) -> list[Result]:
+def soak(names: list[str], kinds: list[str], kills: int, seed: int, root: Path) -> list[Result]:
     """Disturbs runs of each stage until there were `kills` disturbances in all."""
     _prepare_forks()
     make_data(root / "data")
@@ -698,11 +704,11 @@ def soak(names: list[str], kills: int, seed: int, root: Path) -> list[Result]:
             if left <= 0:
                 return results
             bar.set_postfix_str(name)
-            draw = np.random.default_rng((seed, number))
+            draw = np.random.default_rng((seed, number, list(STAGES).index(name)))
             folder = root / f"run-{number:03}-{name}"
             folder.mkdir()
             most = min(left, int(draw.integers(1, 4)))
-            result = disturb(name, root, folder, profiles[name], most, draw, bar.update)
+            result = disturb(name, root, folder, profiles[name], kinds, most, draw, bar.update)
             results.append(result)
             if result.problems:
                 story = ", ".join(f"{kind} in {phase}" for kind, phase in result.struck)
@@ -743,6 +749,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100, help="disturbances in all (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (%(default)s)")
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES), help="by default all")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="by default all")
     parser.add_argument("--folder", type=Path, help="empty folder for runs; those that differ stay there")
     return parser.parse_args()
 
@@ -751,8 +758,8 @@ def main_of_soak():
     options = parse()
     root = Path(options.folder or tempfile.mkdtemp(prefix="soak-")).resolve()
     begin = time.monotonic()
-    results = soak(options.stage, options.kills, options.seed, root)
-    Console().print(table(results))
+    results = soak(options.stage, options.kind, options.kills, options.seed, root)
+    Console(width=100).print(table(results))
     print(f"{time.monotonic() - begin:.0f} s")
     if any(result.problems for result in results):
         sys.exit(f"Runs differ; they are in {root}.")
