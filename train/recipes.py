@@ -266,10 +266,16 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
             values["data"]["mixture"] = None
             if value != "scenes":
                 _remove(values["data"], "data", SCENE_FIELDS, given)
-        if key == "train" and isinstance(value, list) and "vision_tokenizer" not in value and values.get("training"):
+        training = values.get("training")
+        if (
+            key == "train"
+            and isinstance(value, list)
+            and "vision_tokenizer" not in value
+            and isinstance(training, dict)
+        ):
             # A loss at its default claims nothing, and `check_recipe` accepts it everywhere.
-            changed = [name for name in VQ_LOSS if values["training"].get(name) != TRAINING_DEFAULTS[name]]
-            _remove(values["training"], "training", (*changed, *CRITICS), given)
+            changed = [name for name in VQ_LOSS if training.get(name) != TRAINING_DEFAULTS[name]]
+            _remove(training, "training", (*changed, *CRITICS), given)
         if key == "model.visual_embedding" and value == "index":
             # Positions are a part of the projected codebook embeddings, which an index model does not have.
             _remove(values["model"], "model", ("code_positions",), given)
@@ -327,7 +333,7 @@ def _build(section_class: type, values: dict[str, Any], prefix: str) -> Any:
     built = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(str(key), list(known))}")
+            raise ValueError(f"The recipe has an unknown field '{prefix}{key}'.{suggestion(key, list(known))}")
         default = known[key].default_factory
         if prefix == "" and default in (dict, ModelSection, DataSection, LoraSection):
             # A section that a recipe leaves empty is null.
@@ -367,9 +373,10 @@ def _typed_mixture(mixture: Any) -> dict[str, dict[str, Any]] | None:
     return mixture
 
 
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def suggestion(name: Any, known: Sequence[str]) -> str:
+    """A sentence for an error about an unknown name, which YAML may have read as a number: the known one that is
+    nearest, or all of them."""
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
 
 
