@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
@@ -35,6 +35,9 @@ URL_SECONDS = 20
 
 # Named so that Pillow never hands an untrusted file to an external program (EPS) or to a seldom-read parser.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+NUMBERS_OF_CHANNELS = (1, 3, 4)
+"""Channels that an array of an image may have: grey, RGB, RGB with alpha."""
 
 
 LONGEST_REASON = 300
@@ -231,6 +234,12 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = _array_to_picture(np.asarray(picture))
     elif picture.mode.startswith("I"):
         picture = _grey_of_16_bits(picture)
+    elif picture.mode == "La":
+        # Grey levels multiplied by alpha, which Pillow converts to one mode alone.
+        picture = picture.convert("LA")
+    elif picture.mode == "LAB":
+        lab, srgb = map(ImageCms.createProfile, ("LAB", "sRGB"))
+        picture = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -252,15 +261,19 @@ def _grey_of_16_bits(picture: Image.Image) -> Image.Image:
 
 
 def _to_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Where the first and the last dimension could both be channels, those of a tensor come first, as everywhere in
+    torch, and those of an array last."""
     if isinstance(image, np.ndarray):
         return image
     # NumPy has no bfloat16.
-    return (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+    array = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 and array.shape[0] in NUMBERS_OF_CHANNELS else array
 
 
 def _array_to_picture(array: np.ndarray) -> Image.Image:
     """An array `(H, W, C)`, `(C, H, W)` or `(H, W)`, of uint8 in 0..255 or of floats in 0..1, to a picture."""
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+    has_channels_last = array.ndim == 3 and array.shape[-1] in NUMBERS_OF_CHANNELS
+    if array.ndim == 3 and array.shape[0] in NUMBERS_OF_CHANNELS and not has_channels_last:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
@@ -358,7 +371,9 @@ class ETTImageProcessor(PilBackend):
     Makes pictures of any size and mode into pixels of one size in `[-1, 1]`.
 
     A picture (`PIL.Image.Image`, array, tensor, local path or URL) becomes RGB, upright, over white; is resized and
-    cropped, padded or stretched to exactly `size`, as `fit` says; and is rescaled to `[-1, 1]`.
+    cropped, padded or stretched to exactly `size`, as `fit` says; and is rescaled to `[-1, 1]`. Arrays and tensors are
+    `(H, W, C)`, `(C, H, W)` or `(H, W)`; where a shape may be either of the first two, channels are the last dimension
+    of an array and the first of a tensor.
 
     Args:
         size (`int`, `(int, int)` or `dict`, defaults to `{"height": 512, "width": 512}`): Height and width, in pixels.

@@ -9,6 +9,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same few examples in every run, and no file of them.
+settings.register_profile(
+    "tests",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=12,
+    # What fixtures make is the same for every example.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tests")
 
 # Tokens of the tiny models' vocabulary of 40; words are 10 and above.
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6

@@ -181,6 +181,9 @@ def test_settings_survive_saving(tmp_path):
         ("I;16", 128 * 257, (128, 128, 128)),
         ("I", 65535, (255, 255, 255)),
         ("YCbCr", (255, 128, 128), (255, 255, 255)),
+        ("LAB", (128, 128, 128), (119, 119, 119)),  # L* is 50.
+        ("La", (51, 51), (255, 255, 255)),
+        ("RGBa", (51, 0, 0, 51), (255, 204, 204)),
     ],
 )
 def test_every_mode_becomes_rgb_over_white(mode, color, expected):

@@ -210,6 +210,7 @@ ADAPTERS_OF_PEFT = {
     "a pattern": LoraConfig(r=4, target_modules=r"model\.language_model\..*q_proj"),
     "whole modules": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["projector", "lm_head"]),
     "a task": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    "biases": LoraConfig(r=4, bias="all", target_modules=["q_proj"], modules_to_save=["projector"]),
     "LoHa": LoHaConfig(r=4, target_modules=["q_proj"]),
 }
 

@@ -176,7 +176,8 @@ def merged(model: ETTForConditionalGeneration, adapter: str | Path) -> ETTForCon
         raise ValueError(_misfit(names)) from error
     own = {_file_name(name) for name in with_adapter.state_dict()}
     with safetensors.safe_open(Path(adapter) / WEIGHTS_NAME, framework="pt") as file:
-        given = set(file.keys())
+        # With bias="all", peft writes the biases of whole modules a second time, under the adapter's name.
+        given = {_file_name(name) for name in file.keys()}
     # peft leaves out what has no place, and starts anew what is missing.
     if unfit := [*(given - own), *(name for name in own - given if is_adapter_weight(name))]:
         raise ValueError(_misfit(unfit))
