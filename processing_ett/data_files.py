@@ -121,14 +121,16 @@ def find_local_files(folder: str | Path, split: str | None = None) -> LocalFiles
         `LocalFiles`, or `None` for a folder that datasets describes itself or that holds other files.
     """
     folder = str(Path(folder).resolve())
-    if _is_described(folder):
-        return None
-    files = [path for path in list_files(folder) if os.path.basename(path) not in IGNORED_NAMES]
+    files = list_files(folder)
     images = [path for path in files if _suffix(path) in IMAGE_SUFFIXES]
     captions = find_captions(images, files)
     beside_images = {path for own in captions.values() for path in own}
+    if _is_described(folder, beside_images):
+        return None
     metadata, tables = [], defaultdict(list)
     for path in files:
+        if os.path.basename(path) in IGNORED_NAMES:
+            continue
         if images and os.path.basename(path) in ImageFolder.METADATA_FILENAMES:
             metadata.append(path)
         elif _suffix(path) in TABLE_FORMATS and path not in beside_images:
@@ -303,9 +305,11 @@ def _grouped(data: list[str], splits: list[str]) -> Splits:
     return {name: [path for path, own in zip(data, splits, strict=True) if own == name] for name in order}
 
 
-def _is_described(folder: str) -> bool:
-    """Whether a folder says itself what its files are: in the head of a README.md, or as `save_to_disk` writes it."""
-    if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED_NAMES):
+def _is_described(folder: str, captions: set[str]) -> bool:
+    """Whether a folder says itself what its files are: in the head of a README.md, or as `save_to_disk` writes it. A
+    `state.json` beside a `state.jpg` is a caption file."""
+    saved = (os.path.join(folder, name) for name in SAVED_NAMES)
+    if any(os.path.isfile(path) and path not in captions for path in saved):
         return True
     try:
         card = Path(folder, "README.md").read_text(encoding="utf-8", errors="replace")

@@ -140,6 +140,10 @@ def read_rows(path: str, split: str | None, streaming: bool = False, files: Loca
         source, options = local.format, {"data_files": local.data_files()}
     elif "://" in path and Path(path).suffix in FILE_FORMATS:
         source, options = FILE_FORMATS[Path(path).suffix], {"data_files": path}
+    elif Path(source).is_dir() and "[" in source:
+        raise ValueError(
+            f"'{path}': datasets reads this folder and takes the brackets in its path for a pattern; rename it."
+        )
     captions = local.captions if local is not None else {}
     with reading(path):
         for file in [file for files in local.splits.values() for file in files] if local is not None else ():

@@ -118,6 +118,13 @@ def test_brackets_of_a_pattern_still_match(tmp_path):
     assert [path[-7:] for path in match_files(f"{tmp_path}/[01]*.jsonl")] == ["0.jsonl", "1.jsonl"]
 
 
+def test_brackets_of_a_folder_that_datasets_would_read_itself_are_an_error(tmp_path):
+    folder = tmp_path / "saved [1]"
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(folder)
+    with pytest.raises(ValueError, match=r"'.*saved \[1\]': .* brackets .* rename it"):
+        read_rows(str(folder), None)
+
+
 def test_linked_folders_are_read_and_circles_end(tmp_path):
     write_images(tmp_path / "elsewhere", ["a.jpg"])
     folder = write_images(tmp_path / "images", ["b.jpg"])
@@ -151,6 +158,13 @@ def test_fields_of_json_beside_each_image_are_columns(tmp_path):
     rows = read_rows(str(folder), None)
     assert rows["text"] == ["one", "better"] and rows["caption"] == ["one", "two"]
     assert rows["score"] == [1, 2.5] and rows["tags"] == [["a"], None] and rows["size"] == ['{"w": 1}', "large"]
+
+
+@pytest.mark.parametrize("name", ["state", "config", "dataset_dict"])
+def test_a_caption_file_may_have_any_name(tmp_path, name):
+    folder = write_images(tmp_path / "images", [f"{name}.jpg"])
+    (folder / f"{name}.json").write_text('{"text": "a map"}')
+    assert read_rows(str(folder), None)["text"] == ["a map"]
 
 
 def test_takeouts_json_is_no_image(tmp_path):

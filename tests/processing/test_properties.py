@@ -247,6 +247,9 @@ def test_every_image_of_a_folder_has_the_caption_beside_it(cache, layout, stream
 @given(layout=layouts(), streaming=st.booleans(), form=FORMS, kind=st.sampled_from(["jsonl", "csv", "parquet"]))
 def test_every_image_of_a_folder_has_the_caption_of_its_metadata(cache, layout, streaming, form, kind):
     with TemporaryDirectory(prefix="photos [1] ") as folder:
+        if kind == "csv":
+            # pandas reads `NA` and its like as nothing and a column of digits as numbers.
+            layout = {path: f"a {text}" for path, text in layout.items()}
         colours = write_images(Path(folder), layout)
         rows = [{"file_name": unicodedata.normalize(form, path), "text": text} for path, text in layout.items()]
         path = Path(folder) / f"metadata.{kind}"
