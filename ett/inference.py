@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +67,15 @@ def _fetch_config(model: str) -> Path:
         ) from error
 
 
-def _load(loader: Any, model: str, **options: Any) -> Any:
+def _load(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(model, **options)
+        return load(*arguments, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model} is incomplete or damaged: {error}") from error
+        raise ModelError(f"{arguments[-1]} is incomplete or damaged: {error}") from error
+
+
+def _load_whole(model_class: Any, model: str, **options: Any) -> Any:
+    return _load(room("modeling_ett.loading_ett").load_whole, model_class, model, **options).eval()
 
 
 def load_ett(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
@@ -102,7 +106,7 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
         )
     if kind != "ett":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an ETT model (model_type 'ett').")
-    config = _load(room("modeling_ett.configuration_ett").ETTConfig, model)
+    config = _load(room("modeling_ett.configuration_ett").ETTConfig.from_pretrained, model)
     if draws and not config.visual_head:
         raise ModelError(
             f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
@@ -110,12 +114,12 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
         )
     if answers and not config.answers:
         raise ModelError(f"{model} was trained to draw and not to answer; name a chat model such as ett-chat instead.")
-    return config, _load(room("processing_ett").ETTProcessor, model)
+    return config, _load(room("processing_ett").ETTProcessor.from_pretrained, model)
 
 
 def _load_weights(model: str, device: str | None = None, dtype: str | None = None) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
-    loaded = _load(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model, **options).eval()
+    loaded = _load_whole(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model, **options)
     if device is None:
         return loaded.to(_device())
     try:
@@ -143,9 +147,9 @@ def load_tokenizer(model: str) -> tuple[Any, Any]:
         return loaded.model.vision_tokenizer, processor.image_processor
     if kind != "IBQModel":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an IBQ tokenizer or an ETT model.")
-    image_processor = _load(room("processing_ett").ETTImageProcessor, model)
-    tokenizer = _load(room("modeling_ett.modeling_ibq").IBQModel, model)
-    return tokenizer.to(_device()).eval(), image_processor
+    image_processor = _load(room("processing_ett").ETTImageProcessor.from_pretrained, model)
+    tokenizer = _load_whole(room("modeling_ett.modeling_ibq").IBQModel, model)
+    return tokenizer.to(_device()), image_processor
 
 
 def caption(image: str, model: str, max_new_tokens: int = 64) -> str:

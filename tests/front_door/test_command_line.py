@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+import safetensors.torch
 import torch
 import typer
 from PIL import Image
@@ -407,6 +408,21 @@ def test_model_with_damaged_weights(run, models, tmp_path, picture):
     shutil.copytree(models / "ett-chat", tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\x00" * 100)
     assert_one_sentence(run("caption", picture, "--model", "damaged"), "damaged is incomplete or damaged")
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "lost", "command"),
+    [
+        ("ett-chat", "model.safetensors", "model.projector.linear_1.weight", ("caption",)),
+        ("ett-tokenizer", "diffusion_pytorch_model.safetensors", "quantize.embedding.weight", ("reconstruct",)),
+    ],
+)
+def test_a_model_whose_weights_lack_a_tensor(run, models, tmp_path, picture, model, file, lost, command):
+    shutil.copytree(models / model, tmp_path / "partial")
+    weights = safetensors.torch.load_file(tmp_path / "partial" / file)
+    del weights[lost]
+    safetensors.torch.save_file(weights, tmp_path / "partial" / file, {"format": "pt"})
+    assert_one_sentence(run(*command, picture, "--model", "partial"), f"The weights of 'partial' lack {lost}; save")
 
 
 def test_missing_and_corrupt_pictures(run, tmp_path):

@@ -1,6 +1,9 @@
 """A new model of a language model's folder: its own tokens stand for pictures, and its embeddings are as they were."""
 
+import shutil
+
 import pytest
+import safetensors.torch
 import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -65,6 +68,32 @@ def test_language_models_of_other_families_start_from_their_folders(build, famil
     assert isinstance(model.model.vision_tokenizer, IBQModel)
     own = dict(model.model.language_model.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in language_model.model.named_parameters())
+
+
+# Weights that lack a tensor
+
+
+def without(folder, lost: str, target) -> str:
+    shutil.copytree(folder, target)
+    weights = safetensors.torch.load_file(target / "model.safetensors")
+    del weights[lost]
+    safetensors.torch.save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return f"model.path={target}"
+
+
+def test_training_does_not_start_from_weights_that_lack_a_tensor(base, tmp_path):
+    lost = "model.vision_tokenizer.quantize.embedding.weight"
+    path = without(base, lost, tmp_path / "partial")
+    with pytest.raises(ValueError, match=f"The weights of '.*partial' lack {lost}; save or download them again"):
+        load_model(load_recipe("stage3_gen", [path]).model)
+
+
+def test_a_visual_head_is_new_where_the_model_has_none_and_missing_where_it_should_be(base, tmp_path):
+    model = load_model(load_recipe("stage3_gen", [f"model.path={base}"]).model)
+    model.save_pretrained(tmp_path / "gen")
+    path = without(tmp_path / "gen", "visual_head.weight", tmp_path / "partial")
+    with pytest.raises(ValueError, match=r"lack visual_head\.weight; save"):
+        load_model(load_recipe("stage3_gen", [path]).model)
 
 
 # The gradient path

@@ -21,6 +21,7 @@ from processing_ett import ETTProcessor
 
 from ..files import replacing
 from ..recipes import LoraSection, Recipe
+from .building import load_folder
 
 ADAPTER_FOLDER = "adapter"
 CONFIG_NAME = "adapter_config.json"
@@ -223,8 +224,7 @@ def merge_folder(base: str, adapter: str | Path, output: str | Path):
         raise ValueError(f"'{adapter}' is of type {config.peft_type.value}, which adds no weights that can be merged.")
     processor = ETTProcessor.from_pretrained(base)
     draws = {"visual_head": True, "answers": False} if "visual_head.weight" in weights else {}
-    model = ETTForConditionalGeneration.from_pretrained(base, dtype=torch.float32, **draws)
-    model = merged(model, adapter)
+    model = merged(load_folder(base, **draws), adapter)
     partial = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_ett.configuration_ett import check_layers
-from modeling_ett.loading_ett import one_sentence
+from modeling_ett.configuration_ett import ETTConfig, check_layers
+from modeling_ett.loading_ett import load_whole, one_sentence
 from modeling_ett.modeling_ett import ETTForConditionalGeneration
 from modeling_ett.modeling_ibq import IBQModel
 from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
@@ -84,9 +84,15 @@ def load_model(section: ModelSection, **kwargs) -> ETTForConditionalGeneration:
         kwargs: As in `from_pretrained`.
     """
     draws = {"visual_head": True} if section.visual_head else {}
-    model = ETTForConditionalGeneration.from_pretrained(section.path, **{"dtype": torch.float32, **draws, **kwargs})
+    model = load_folder(section.path, **draws, **kwargs)
     set_gradient_path(model, section)
     return model
+
+
+def load_folder(source: str, **kwargs) -> ETTForConditionalGeneration:
+    """The model of a folder or Hub repository, in float32. A visual head that `kwargs` add to it is new."""
+    new = () if ETTConfig.from_pretrained(source).visual_head else ("visual_head.",)
+    return load_whole(ETTForConditionalGeneration, source, new, **{"dtype": torch.float32, **kwargs})
 
 
 def set_gradient_path(model: IBQModel | ETTForConditionalGeneration, section: ModelSection):
@@ -212,7 +218,7 @@ def build_tokenizer(source: str | dict[str, Any] | None, linear_start: bool = Fa
             raise ValueError(
                 f"model.linear_start would overwrite the weights of '{source}'; set model.linear_start=false."
             )
-        return IBQModel.from_pretrained(source)
+        return load_whole(IBQModel, source)
     try:
         tokenizer = IBQModel(**tokenizer_fields(source or {}))
     except (TypeError, IndexError, RuntimeError) as error:
