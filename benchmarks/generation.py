@@ -36,9 +36,9 @@ from transformers import (
 )
 
 from ett import ETTForConditionalGeneration, ETTProcessor, IBQModel
-from modeling_ett import generation_ett
-from modeling_ett.thin_products import ThinProducts
-from train import library_versions
+from ett.modeling_ett import generation_ett
+from ett.modeling_ett.thin_products import ThinProducts
+from ett.train import library_versions
 
 CODES, WIDTH, VOCABULARY, PROMPT = 16384, 1536, 1024, 32
 PAD, BEGIN, IMAGE_START = 0, 1, 2

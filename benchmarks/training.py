@@ -34,11 +34,11 @@ from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
-from processing_ett.image_processing_ett import load_image
-from train import ETTCollator, ETTTrainer, ETTTrainingArguments, library_versions, load_recipe, train_only
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
+from ett.processing_ett.image_processing_ett import load_image
+from ett.train import ETTCollator, ETTTrainer, ETTTrainingArguments, library_versions, load_recipe, train_only
 
 WARM_UP_STEPS = 2
 VOCABULARY, IMAGE, IMAGE_START, IMAGE_END = 8192, 1, 2, 3

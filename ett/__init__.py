@@ -3,16 +3,23 @@
     import ett                                     # AutoModel, AutoProcessor and pipeline now know ETT's folders
     from ett import ETTForConditionalGeneration    # or take a class by name
 
-Importing this package loads neither torch nor transformers: a name is loaded when it is first used, and registration
-with transformers waits for transformers (see `ett.registration`).
+All rooms are packages in this one (`ett.modeling_ett`, `ett.processing_ett`, `ett.train`, `ett.hub_cards` and others),
+and importing any of them registers ETT. What only training and publishing need is loaded when it is first used.
 """
 
-from . import registration
-from .rooms import room
+import importlib
+import os
+
+# In a checkout the rooms stand beside this folder; in an installed package, inside it.
+_checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isdir(os.path.join(_checkout, "modeling_ett")):
+    __path__.append(_checkout)
+
+from .registration import register
 
 __version__ = "0.1.0"
 
-_ROOM_OF = {
+_MODULE_OF = {
     "IBQModel": "modeling_ett.modeling_ibq",
     "ETTConfig": "modeling_ett.configuration_ett",
     "ETTModel": "modeling_ett.modeling_ett",
@@ -30,16 +37,13 @@ _ROOM_OF = {
     "push_folder": "hub_cards",
 }
 
-__all__ = list(_ROOM_OF)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = room(_ROOM_OF[name])
-    if module.__name__.startswith(("modeling_ett", "processing_ett")):
-        registration.register()
-    value = globals()[name] = getattr(module, name)
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     return value
 
 
@@ -47,4 +51,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-registration.prepare()
+register()

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import typer
+from PIL import Image
 from transformers import TextStreamer
 
 from .inference import IMAGE_SUFFIXES, load_ett, save_image
-from .rooms import room
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .processing_ett import load_image
+from .processing_ett.text_to_image_pipeline_ett import ETTTextToImagePipeline
 
 HELP = """\
 Write a message; the path of an image file in it shows the picture to the model.
@@ -60,7 +60,7 @@ class Conversation:
         Raises:
             ImageError: It cannot be used.
         """
-        self.shown.append(room("processing_ett").load_image(image))
+        self.shown.append(load_image(image))
 
     def ask(self, text: str, write: Callable[[str], None] = lambda piece: None) -> str:
         """Answers, and remembers question and answer. Interrupted (`KeyboardInterrupt`), the answer is what there is.
@@ -170,12 +170,8 @@ class Terminal:
 
     def draw(self, prompt: str):
         """Draws a picture into a new file."""
-        import torch
-
         if self.pipeline is None:
-            self.pipeline = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(
-                *load_ett(self.drawing_model, draws=True)
-            )
+            self.pipeline = ETTTextToImagePipeline(*load_ett(self.drawing_model, draws=True))
             self.pipeline.set_progress_bar_config(disable=None, leave=False)
         generator = torch.Generator(self.pipeline.device).manual_seed(self.seed)
         picture = self.pipeline(prompt, generator=generator).images[0]

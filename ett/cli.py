@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from . import cli_training  # noqa: F401
+from . import cli_training, inference  # noqa: F401
 from .app import Resume, app, command
-from .rooms import room
 
 evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="evaluate")
@@ -39,7 +38,9 @@ def demo(
     resume: Resume = True,
 ):
     """Train tokenizer, chat and drawing model at miniature scale, evaluate them, write report/index.html."""
-    room("miniature_ett").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
+    from .miniature_ett import run_demo
+
+    run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
 
 
 @command(resumable=True)
@@ -76,7 +77,8 @@ def study(
     docs_dir: Annotated[Path, typer.Option(help="With --report: where these go.")] = Path("docs"),
 ):
     """Train and measure the paper's ablations with seeds and controls at miniature scale (hours of two cores)."""
-    miniature = room("miniature_ett")
+    from ett import miniature_ett as miniature
+
     if report:
         typer.echo(f"Wrote {miniature.report_study(output_dir, docs_dir)}.")
         return
@@ -96,7 +98,7 @@ def caption(
     dtype: Dtype = None,
 ):
     """Describe images; of several, each line begins with the image's name."""
-    captions = room("ett.inference").captions(images, model, max_new_tokens, device, dtype)
+    captions = inference.captions(images, model, max_new_tokens, device, dtype)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}: {text}")
 
@@ -111,7 +113,7 @@ def ask(
     dtype: Dtype = None,
 ):
     """Answer a question about one image or about several together."""
-    typer.echo(room("ett.inference").ask(images, question, model, max_new_tokens, device, dtype))
+    typer.echo(inference.ask(images, question, model, max_new_tokens, device, dtype))
 
 
 @command()
@@ -123,7 +125,9 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, help="Of the first drawing; the next has the next.")] = 0,
 ):
     """Talk with a model about pictures, and have it draw, in the terminal."""
-    room("ett.chat").chat(model, drawing_model, output_dir, max_new_tokens, seed)
+    from .chat import chat
+
+    chat(model, drawing_model, output_dir, max_new_tokens, seed)
 
 
 @command()
@@ -134,7 +138,7 @@ def serve(
     device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "auto",
 ):
     """Answer requests as OpenAI's API has them, with the server of transformers."""
-    room("ett.inference").serve(model, host, port, device)
+    inference.serve(model, host, port, device)
 
 
 @command()
@@ -156,7 +160,6 @@ def draw(
     ] = 1,
 ):
     """Draw a picture."""
-    inference = room("ett.inference")
     output = inference.check_image_path(output)
     seed = random.randrange(2**31) if seed is None else seed
     pictures = inference.draw(prompt, model, count, seed, guidance_scale, temperature, top_k, top_p, jacobi_window)
@@ -178,7 +181,6 @@ def reconstruct(
     ] = False,
 ):
     """Turn a picture into codes and back; in tiles, to bound memory, where a side is longer than 1024 pixels."""
-    inference = room("ett.inference")
     output = inference.check_image_path(output)
     picture, psnr = inference.reconstruct(image, model, height, width, own_size)
     inference.save_image(picture, output)
@@ -223,12 +225,13 @@ def inspect_tokenizer(
 ):
     """Tell before stage 2 whether captions can tune a tokenizer: the share of a gradient that reaches its encoder."""
     data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
-    result = room("ett.evaluation").inspect_tokenizer(
-        model, output, image_size, data, logit_scale, straight_through_weight, batch_size
-    )
+    from .evaluation import inspect_tokenizer
+    from .evaluation_ett import describe_inspection
+
+    result = inspect_tokenizer(model, output, image_size, data, logit_scale, straight_through_weight, batch_size)
     if output is not None:
         typer.echo(f"Wrote {output}.")
-    typer.echo(room("evaluation_ett").describe_inspection(result))
+    typer.echo(describe_inspection(result))
 
 
 @command(evaluate, resumable=True)
@@ -272,7 +275,8 @@ def reconstruction(
     resume: Resume = True,
 ):
     """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""
-    evaluation = room("ett.evaluation")
+    from . import evaluation, evaluation_ett
+
     data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
     if compare:
         alone = ("model", "batch_size", "workers", "save_every", "resume")
@@ -294,7 +298,7 @@ def reconstruction(
             save_every=save_every,
             resume=resume,
         )
-        typer.echo(room("evaluation_ett").describe(result))
+        typer.echo(evaluation_ett.describe(result))
     typer.echo(f"Wrote {output}.")
 
 
@@ -305,7 +309,9 @@ def export(
     with_discriminator: WithDiscriminator = False,
 ):
     """Copy a model's folder with its code, so that it loads where ETT is not installed."""
-    room("hub_cards").export_folder(model, folder, with_discriminator)
+    from .hub_cards import export_folder
+
+    export_folder(model, folder, with_discriminator)
     typer.echo(f"Wrote {folder}: Auto classes and pipelines load it with trust_remote_code=True.")
 
 
@@ -317,7 +323,9 @@ def push(
     with_discriminator: WithDiscriminator = False,
 ):
     """Upload a model's folder to the Hugging Face Hub."""
-    address = room("hub_cards").push_folder(folder, repo, private=private, with_discriminator=with_discriminator)
+    from .hub_cards import push_folder
+
+    address = push_folder(folder, repo, private=private, with_discriminator=with_discriminator)
     typer.echo(f"Uploaded: {address}")
 
 

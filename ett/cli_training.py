@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from .app import Resume, command
-from .rooms import room
 
 
 @command(resumable=True)
@@ -27,14 +26,19 @@ def train(
 ):
     """Run one stage of training from a recipe."""
     if dry_run:
-        typer.echo(room("train.planning.plan").plan_recipe(recipe, overrides, devices, text_tokens).report())
+        from .train.planning.plan import plan_recipe
+
+        typer.echo(plan_recipe(recipe, overrides, devices, text_tokens).report())
         return
-    rooms = room("train")
-    folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
-    record = rooms.read_record(folder)
-    room("hub_cards").write_card(folder, record)
+    from .data_ett.selection import summarize
+    from .hub_cards import write_card
+    from .train import read_record, run_recipe
+
+    folder = run_recipe(recipe, overrides, output_dir, resume)
+    record = read_record(folder)
+    write_card(folder, record)
     if filtered := record.get("data_filters"):
-        typer.echo(f"Filters: {room('train.data.selection').summarize(filtered)}.")
+        typer.echo(f"Filters: {summarize(filtered)}.")
     typer.echo(f"Wrote {folder}.")
 
 
@@ -46,7 +50,9 @@ def inspect_data(
     count: Annotated[int, typer.Option("-n", min=1, help="Examples in the batch.")] = 8,
 ):
     """Show a batch of a recipe's data as the model will see it."""
-    typer.echo(f"Wrote {room('train.planning.inspection').inspect_data(recipe, overrides, output, count)}.")
+    from .train.planning import inspection
+
+    typer.echo(f"Wrote {inspection.inspect_data(recipe, overrides, output, count)}.")
 
 
 @command()
@@ -59,7 +65,9 @@ def convert_tokenizer(
     ] = None,
 ):
     """Turn a public IBQ checkpoint into a tokenizer's folder."""
-    conversion = room("train.models.conversion").convert_tokenizer(source, output, weights, discriminator)
+    from .train.models.conversion import convert_tokenizer
+
+    conversion = convert_tokenizer(source, output, weights, discriminator)
     typer.echo(f"Wrote {output}.\n{conversion.summary()}")
 
 
@@ -72,7 +80,9 @@ def merge(
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
 ):
     """Merge a low-rank adapter into its model."""
-    room("train.models.adapters").merge_folder(base, adapter, output)
+    from .train.models.adapters import merge_folder
+
+    merge_folder(base, adapter, output)
     typer.echo(f"Wrote {output}.")
 
 
@@ -103,7 +113,10 @@ def recaption(
     ] = None,
 ):
     """Describe the pictures of a data set anew, with any model that reads pictures."""
-    report = room("train.data.recaption").recaption(
+    from .data_ett import recaption as engine
+    from .data_ett.shards import Part
+
+    report = engine.recaption(
         path=dataset,
         output=output,
         model=model,
@@ -116,7 +129,7 @@ def recaption(
         image_column=image_column,
         text_column=text_column,
         rows_per_shard=rows_per_shard,
-        part=room("train.data.shards").Part.parse(shard),
+        part=Part.parse(shard),
         dtype=dtype,
         device=device,
     )
@@ -156,15 +169,19 @@ def tokenize(
     ] = "0/1",
 ):
     """Turn a data set's pictures into image codes, once, for the stages that leave the tokenizer as it is."""
-    part = room("train.data.shards").Part.parse(shard)
-    tokenizer, image_processor = room("ett.inference").load_tokenizer(model)
+    from .data_ett.shards import Part
+    from .data_ett.tokenization import tokenize_data_set
+    from .inference import load_tokenizer
+
+    part = Part.parse(shard)
+    tokenizer, image_processor = load_tokenizer(model)
     if image_size is not None:
         image_processor.size = {"height": image_size, "width": image_size}
     if fit is not None:
         if fit not in ("crop", "pad", "stretch"):
             raise ValueError(f"--fit is {fit!r}; expected crop, pad or stretch.")
         image_processor.fit = fit
-    report = room("train.data.tokenization").tokenize_data_set(
+    report = tokenize_data_set(
         dataset,
         output,
         tokenizer,

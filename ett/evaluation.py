@@ -4,8 +4,9 @@ measurements."""
 from pathlib import Path
 from typing import Any
 
+from . import evaluation_ett
+from .evaluation_ett.common import write_json
 from .inference import check_image_path, load_tokenizer
-from .rooms import room
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tiff")
 
@@ -25,10 +26,9 @@ def evaluate_reconstruction(
     """
     check_json_path(output)
     tokenizer, image_processor = load_tokenizer(model)
-    evaluation = room("evaluation_ett")
-    size = evaluation.choose_size(tokenizer, image_processor, image_size)
-    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **data)
-    return evaluation.evaluate_data_set(tokenizer, pictures, output, model, **options)
+    size = evaluation_ett.choose_size(tokenizer, image_processor, image_size)
+    pictures = evaluation_ett.Pictures(image_processor=image_processor, size=size, **data)
+    return evaluation_ett.evaluate_data_set(tokenizer, pictures, output, model, **options)
 
 
 def inspect_tokenizer(
@@ -57,15 +57,14 @@ def inspect_tokenizer(
         check_json_path(output)
     tokenizer, image_processor = load_tokenizer(model)
     tokenizer.set_gradient_path(logit_scale, straight_through_weight)
-    evaluation = room("evaluation_ett")
-    size = evaluation.choose_size(tokenizer, image_processor, image_size)
+    size = evaluation_ett.choose_size(tokenizer, image_processor, image_size)
     if data["path"] == "scenes":
-        images = evaluation.SceneImages(image_processor, size, data["limit"])
+        images = evaluation_ett.SceneImages(image_processor, size, data["limit"])
     else:
-        images = evaluation.Pictures(image_processor=image_processor, size=size, **data)
-    result = evaluation.inspect_tokenizer(tokenizer.float(), images, model, batch_size)
+        images = evaluation_ett.Pictures(image_processor=image_processor, size=size, **data)
+    result = evaluation_ett.inspect_tokenizer(tokenizer.float(), images, model, batch_size)
     if output is not None:
-        room("evaluation_ett.common").write_json(output, result)
+        write_json(output, result)
     return result
 
 
@@ -93,13 +92,12 @@ def compare_reconstructions(models: tuple[str, str], output: Path, image_size: i
     if models[0] == models[1]:
         raise ValueError(f"Both models to compare are {models[0]}; name two different ones.")
     (before, image_processor), (after, _) = map(load_tokenizer, models)
-    evaluation = room("evaluation_ett")
-    size = evaluation.choose_size(before, image_processor, image_size)
-    evaluation.choose_size(after, image_processor, image_size)
+    size = evaluation_ett.choose_size(before, image_processor, image_size)
+    evaluation_ett.choose_size(after, image_processor, image_size)
     # Those that cannot be read are not counted among the pictures of a figure.
-    pictures = evaluation.Pictures(image_processor=image_processor, size=size, **{**data, "limit": None})
+    pictures = evaluation_ett.Pictures(image_processor=image_processor, size=size, **{**data, "limit": None})
     tokenizers = dict(zip(names, (before, after), strict=True))
-    evaluation.draw_comparison(tokenizers, pictures, output, data["limit"] or 4)
+    evaluation_ett.draw_comparison(tokenizers, pictures, output, data["limit"] or 4)
 
 
 __all__ = ["compare_reconstructions", "evaluate_reconstruction", "inspect_tokenizer"]

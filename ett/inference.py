@@ -5,13 +5,19 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .rooms import room
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
+from PIL import Image
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
+from .modeling_ett.configuration_ett import ETTConfig
+from .modeling_ett.loading_ett import load_whole
+from .modeling_ett.modeling_ett import ETTForConditionalGeneration
+from .modeling_ett.modeling_ibq import IBQModel
+from .processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
+from .processing_ett.text_to_image_pipeline_ett import ETTTextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -24,10 +30,6 @@ TILED_ABOVE = 1024
 
 class ModelError(ValueError):
     """A model that is missing, or of a kind that cannot do what was asked."""
-
-
-class ImageError(ValueError):
-    """An image whose path leads to no file. The image reader has an error of the same name for all that it refuses."""
 
 
 def model_kind(model: str) -> str:
@@ -55,9 +57,6 @@ def model_kind(model: str) -> str:
 
 
 def _fetch_config(model: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
-
     try:
         return Path(hf_hub_download(model, "config.json"))
     except (OSError, ValueError, HTTPError) as error:
@@ -75,7 +74,7 @@ def _load(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def _load_whole(model_class: Any, model: str, **options: Any) -> Any:
-    return _load(room("modeling_ett.loading_ett").load_whole, model_class, model, **options).eval()
+    return _load(load_whole, model_class, model, **options).eval()
 
 
 def load_ett(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
@@ -106,7 +105,7 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
         )
     if kind != "ett":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an ETT model (model_type 'ett').")
-    config = _load(room("modeling_ett.configuration_ett").ETTConfig.from_pretrained, model)
+    config = _load(ETTConfig.from_pretrained, model)
     if draws and not config.visual_head:
         raise ModelError(
             f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
@@ -114,12 +113,12 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
         )
     if answers and not config.answers:
         raise ModelError(f"{model} was trained to draw and not to answer; name a chat model such as ett-chat instead.")
-    return config, _load(room("processing_ett").ETTProcessor.from_pretrained, model)
+    return config, _load(ETTProcessor.from_pretrained, model)
 
 
 def _load_weights(model: str, device: str | None = None, dtype: str | None = None) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
-    loaded = _load_whole(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model, **options)
+    loaded = _load_whole(ETTForConditionalGeneration, model, **options)
     if device is None:
         return loaded.to(_device())
     try:
@@ -147,8 +146,8 @@ def load_tokenizer(model: str) -> tuple[Any, Any]:
         return loaded.model.vision_tokenizer, processor.image_processor
     if kind != "IBQModel":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an IBQ tokenizer or an ETT model.")
-    image_processor = _load(room("processing_ett").ETTImageProcessor.from_pretrained, model)
-    tokenizer = _load_whole(room("modeling_ett.modeling_ibq").IBQModel, model)
+    image_processor = _load(ETTImageProcessor.from_pretrained, model)
+    tokenizer = _load_whole(IBQModel, model)
     return tokenizer.to(_device()), image_processor
 
 
@@ -229,7 +228,7 @@ def _open_images(images: Sequence[str], dtype: str | None) -> list["Image.Image"
         raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     for image in images:
         check_image_source(image)
-    return [room("processing_ett").load_image(image) for image in images]
+    return [load_image(image) for image in images]
 
 
 def check_image_source(image: str):
@@ -272,13 +271,11 @@ def draw(
     jacobi_window: int = 1,
 ) -> list["Image.Image"]:
     """Draws `count` pictures; picture i depends, but for rounding, on `seed + i` alone, however many there are."""
-    import torch
-
     config, processor = _load_processor(model, draws=True)
     num_codes = math.prod(processor.code_grid((config.image_size, config.image_size)))
     config.check_context(processor.prepare_drawing(prompt)["input_ids"].shape[1], num_codes)
     loaded = _load_weights(model)
-    pipe = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(loaded, processor)
+    pipe = ETTTextToImagePipeline(loaded, processor)
     pipe.set_progress_bar_config(disable=None, leave=False)
     return pipe(
         prompt,
@@ -309,14 +306,12 @@ def reconstruct(
         ValueError: A side is no multiple of the factor, is given together with `own_size`, or the picture is smaller
             than a code.
     """
-    import torch
-
     if own_size and (height or width):
         raise ValueError(
             "A size was given and the picture's own asked for; give either a height and width or own_size."
         )
     check_image_source(image)
-    picture = room("processing_ett").load_image(image)
+    picture = load_image(image)
     tokenizer, image_processor = load_tokenizer(model)
     if own_size:
         picture = _crop_to_multiples(picture, tokenizer.spatial_factor)
@@ -393,8 +388,6 @@ def _answer(
 
 
 def _device() -> "torch.device":
-    import torch
-
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 from transformers import BatchEncoding
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import Scene
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import Scene
 
 Item = TypeVar("Item")
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .common import evaluating, to_image
 from .data_sets import Pictures

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ImageError
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
-from scenes_ett import Scenes
+from ett.data_ett.image_rows import load_rows, open_pictures, picture_name
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ImageError
+from ett.scenes_ett import Scenes
 
 from .common import evaluating, write_json
 from .measures import Measures

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import PROMPT_CATEGORIES, DrawingPrompt
-from scenes_ett.detector import detect, satisfies
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import PROMPT_CATEGORIES, DrawingPrompt
+from ett.scenes_ett.detector import detect, satisfies
 
 from .common import batches, evaluating
 

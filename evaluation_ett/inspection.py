@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_ett.gradient_path import GradientPath, is_closed, measure_gradient_path
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.gradient_path import GradientPath, is_closed, measure_gradient_path
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .common import evaluating
 from .data_sets import Pictures, SceneImages, describe_skipped, none_readable

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-from scenes_ett import Scene
-from scenes_ett.detector import detect
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.scenes_ett import Scene
+from ett.scenes_ett.detector import detect
 
 from .common import batches, evaluating, to_image, to_pixels
 from .measures import Measures

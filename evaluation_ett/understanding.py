@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, Shape, Text, caption, parse_caption, questions
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, Shape, Text, caption, parse_caption, questions
 
 from .common import answer, batches, encode, evaluating, picture_prompt, tokenize
 

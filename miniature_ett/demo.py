@@ -16,13 +16,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-import evaluation_ett
-import hub_cards
-import train
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor
-from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
+from ett import evaluation_ett, hub_cards, train
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 from .report import write_report
 from .study_summary import stored_summary

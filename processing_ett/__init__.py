@@ -6,9 +6,6 @@ from .pipeline_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, register_
 from .processing_ett import CAPTION_PROMPT, ETTProcessor
 from .word_tokenizer import build_word_tokenizer, unknown_words
 
-# Last, because registration uses the classes above. This file is not copied into a model's folder on the Hub.
-import ett  # noqa: F401 isort:skip (registers ETT with the Auto classes)
-
 __all__ = [
     "CAPTION_PROMPT",
     "MAX_IMAGE_PIXELS",

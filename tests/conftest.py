@@ -42,7 +42,7 @@ def make_vision_tokenizer():
     """Makes an [`IBQModel`] of 32 codes of width 8, 4 pixels a code; fields can be changed by name."""
     import torch
 
-    from modeling_ett.modeling_ibq import IBQModel
+    from ett.modeling_ett.modeling_ibq import IBQModel
 
     def make(seed: int = 0, **changes):
         torch.manual_seed(seed)
@@ -95,7 +95,7 @@ def make_model(make_language_model, make_vision_tokenizer):
     """Makes an ETT model of the two for pictures of 16 x 16 pixels, in evaluation mode."""
     import torch
 
-    from modeling_ett.modeling_ett import ETTForConditionalGeneration
+    from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
     def make(language_model=None, vision_tokenizer=None, **config):
         language_model = language_model or make_language_model()

@@ -15,9 +15,11 @@ from torch import nn
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ett.common_ett.files import read_fields
+from ett.common_ett.suggestions import suggestion
+from ett.data_ett.tasks import TASKS
+
 from .arguments import ETTTrainingArguments
-from .data.tasks import TASKS
-from .files import read_fields
 from .recipes import (
     CRITICS,
     NEW_MODEL,
@@ -28,7 +30,6 @@ from .recipes import (
     DataSection,
     ModelSection,
     Recipe,
-    suggestion,
 )
 
 logger = logging.getLogger(__name__)

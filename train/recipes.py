@@ -1,12 +1,13 @@
 """Recipes: a stage of training as a short YAML file, with overrides from the command line."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ett.common_ett.suggestions import suggestion
 
 from .arguments import ETTTrainingArguments
 from .field_types import field_hints, typed
@@ -393,12 +394,6 @@ def _typed_mixture(mixture: Any) -> dict[str, dict[str, Any]] | None:
     return mixture
 
 
-def suggestion(name: Any, known: Sequence[str]) -> str:
-    """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
-    close = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -414,4 +409,4 @@ def _number(value: Any) -> Any:
     return value
 
 
-__all__ = ["DataSection", "LoraSection", "ModelSection", "Recipe", "available_recipes", "load_recipe", "suggestion"]
+__all__ = ["DataSection", "LoraSection", "ModelSection", "Recipe", "available_recipes", "load_recipe"]

@@ -21,9 +21,11 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor
+from ett.common_ett.files import read_fields, remove_unfinished, replacing
+from ett.data_ett import ETTCollator, InMemoryDataset, PreparedDataset, PreparedStream
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
@@ -38,18 +40,7 @@ from .checkpointing.folders import (
 )
 from .checkpointing.interruption import TrainingInterrupted
 from .consistency import check_recipe, settled_recipe
-from .data import (
-    ETTCollator,
-    Examples,
-    InMemoryDataset,
-    PreparedDataset,
-    PreparedStream,
-    Stream,
-    build_examples,
-    describe_data,
-)
-from .data.tokenization import check_tokenized_data
-from .files import read_fields, remove_unfinished, replacing
+from .examples import Examples, Stream, build_examples, describe_data
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -66,6 +57,7 @@ from .monitoring.progress import FiguresProgressCallback
 from .objective.starting_point import find_discriminator, passed_on_discriminator, save_discriminator
 from .recipes import Recipe, load_recipe
 from .sharding import find_deepspeed_config, whole_weights
+from .tokenized_data import check_tokenized_data
 from .trainer import ETTTrainer, train_only
 
 logger = logging.getLogger(__name__)

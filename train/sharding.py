@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_available
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
 

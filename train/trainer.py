@@ -20,13 +20,12 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers.integrations import TensorBoardCallback
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
 from .average import MovingAverage
 from .checkpointing.finite import gradients_of
 from .checkpointing.safety import SafeTrainer
-from .data.stream_loader import StreamingTrainer
 from .models.adapters import is_adapter_weight
 from .models.quantization import num_weights
 from .monitoring.board import BoardCallback
@@ -40,6 +39,7 @@ from .objective.discriminator import PatchDiscriminator
 from .objective.losses import build_perceptual_loss, reconstruction_losses
 from .recipes import PARTS
 from .sharding import DeferredStep, check_sharding, keep_full_precision, reduce_unused_parameters, require_shards
+from .stream_loader import StreamingTrainer
 
 ADAPTER_PART = "adapter"
 

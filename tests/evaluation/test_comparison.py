@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_ett import Pictures, comparison, draw_comparison, evaluate_data_set
-from evaluation_ett.comparison import most_different_window
-from evaluation_ett.networks import Judges
-from processing_ett import ETTImageProcessor
+from ett.evaluation_ett import Pictures, comparison, draw_comparison, evaluate_data_set
+from ett.evaluation_ett.comparison import most_different_window
+from ett.evaluation_ett.networks import Judges
+from ett.processing_ett import ETTImageProcessor
 
 
 @pytest.fixture

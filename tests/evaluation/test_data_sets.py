@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation_ett import Pictures, choose_size, data_sets, describe, evaluate_data_set, evaluate_reconstruction
-from evaluation_ett.networks import Judges
-from processing_ett import ETTImageProcessor
+from ett.evaluation_ett import Pictures, choose_size, data_sets, describe, evaluate_data_set, evaluate_reconstruction
+from ett.evaluation_ett.networks import Judges
+from ett.processing_ett import ETTImageProcessor
 
 
 class Features(nn.Module):

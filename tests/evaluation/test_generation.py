@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from evaluation_ett import evaluate_drawings, generation
-from scenes_ett import PROMPT_CATEGORIES, drawing_pair
+from ett.evaluation_ett import evaluate_drawings, generation
+from ett.scenes_ett import PROMPT_CATEGORIES, drawing_pair
 
 PAIRS = [drawing_pair(0, "test", index) for index in range(12)]
 PROMPTS = [prompt for prompt, _ in PAIRS]

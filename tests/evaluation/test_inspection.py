@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_ett import Pictures, SceneImages, describe_inspection, inspect_tokenizer
-from evaluation_ett.inspection import judge
-from modeling_ett.gradient_path import measure_gradient_path
-from processing_ett import ETTImageProcessor
-from scenes_ett import Scenes
+from ett.evaluation_ett import Pictures, SceneImages, describe_inspection, inspect_tokenizer
+from ett.evaluation_ett.inspection import judge
+from ett.modeling_ett.gradient_path import measure_gradient_path
+from ett.processing_ett import ETTImageProcessor
+from ett.scenes_ett import Scenes
 
 SIZE = (32, 32)
 

@@ -11,9 +11,9 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
-from evaluation_ett import networks
-from evaluation_ett.measures import Measures
-from evaluation_ett.networks import (
+from ett.evaluation_ett import networks
+from ett.evaluation_ett.measures import Measures
+from ett.evaluation_ett.networks import (
     InceptionFeatures,
     MissingWeightsError,
     Weights,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_ett import evaluate_reconstruction, reconstruct
-from evaluation_ett import reconstruction as reconstruction_module
-from evaluation_ett.networks import RandomSqueezeFeatures
-from scenes_ett import Scenes
+from ett.evaluation_ett import evaluate_reconstruction, reconstruct
+from ett.evaluation_ett import reconstruction as reconstruction_module
+from ett.evaluation_ett.networks import RandomSqueezeFeatures
+from ett.scenes_ett import Scenes
 
 CODES = torch.tensor([[[0, 0], [1, 3]]])
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation_ett import evaluate_captions, evaluate_questions, understanding
-from evaluation_ett.common import answer, encode, picture_prompt
-from evaluation_ett.understanding import caption_loss, choose_questions, normalize
-from scenes_ett import CHANCE, QUESTION_TYPES, Scenes
+from ett.evaluation_ett import evaluate_captions, evaluate_questions, understanding
+from ett.evaluation_ett.common import answer, encode, picture_prompt
+from ett.evaluation_ett.understanding import caption_loss, choose_questions, normalize
+from ett.scenes_ett import CHANCE, QUESTION_TYPES, Scenes
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 WORDS = ["a", "red", "circle", "blue", "square", "what", "color", "is", "the", "?"]
 

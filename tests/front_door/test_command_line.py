@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ett import __version__ as ett_version
 from ett import cli, cli_training, inference
 from ett.cli import app
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
 ROOT = Path(__file__).parents[2]
 

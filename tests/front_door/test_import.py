@@ -72,7 +72,7 @@ print(type(AutoModel.from_config(ETTConfig.from_pretrained("ett-chat"))).__name_
 def test_modeling_ett_imported_by_itself_after_ett_is_registered(models):
     code = """
 import ett
-from modeling_ett.modeling_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTConfig
 from transformers import AutoModelForImageTextToText
 print(type(AutoModelForImageTextToText.from_config(ETTConfig.from_pretrained("ett-gen"))).__name__)"""
     assert run_python(code, models) == "ETTForConditionalGeneration"
@@ -117,7 +117,7 @@ def test_the_auto_model_of_diffusers_finds_the_tokenizer(models, line):
     code = f"""
 {line}
 print(type(diffusers.AutoModel.from_pretrained("ett-tokenizer")).__name__)
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 print(diffusers.IBQModel is IBQModel)"""
     assert run_python(code, models).split() == ["IBQModel", "True"]
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 import ett
 from ett.cli import app
-from hub_cards import export, export_folder, push, push_folder
-from processing_ett import build_word_tokenizer
+from ett.hub_cards import export, export_folder, push, push_folder
+from ett.processing_ett import build_word_tokenizer
 
 QUESTION = "what color is it?"
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from miniature_ett import report, write_report
-from miniature_ett.charts import format_number, interval_chart, line_chart
-from scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES
+from ett.miniature_ett import report, write_report
+from ett.miniature_ett.charts import format_number, interval_chart, line_chart
+from ett.scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES
 
 VOID = {"meta", "img", "image", "path", "rect", "line", "circle", "polyline", "br", "link"}
 

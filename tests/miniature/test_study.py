@@ -16,15 +16,15 @@ import yaml
 from typer.testing import CliRunner
 
 import ett
-import train
+from ett import train
 from ett.cli import app
-from miniature_ett import schedule, study, study_matrix, study_tasks
-from miniature_ett.schedule import run_task
-from miniature_ett.schedule_plan import Plan
-from miniature_ett.study_matrix import ARMS, STAGES, Cell, chain, choose_cells, stage_overrides
-from miniature_ett.study_results import MEASURES
-from train.checkpointing.checkpoints import CheckpointError
-from train.recipes import CRITICS, VQ_LOSS, load_recipe
+from ett.miniature_ett import schedule, study, study_matrix, study_tasks
+from ett.miniature_ett.schedule import run_task
+from ett.miniature_ett.schedule_plan import Plan
+from ett.miniature_ett.study_matrix import ARMS, STAGES, Cell, chain, choose_cells, stage_overrides
+from ett.miniature_ett.study_results import MEASURES
+from ett.train.checkpointing.checkpoints import CheckpointError
+from ett.train.recipes import CRITICS, VQ_LOSS, load_recipe
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell(1, "textured", "")

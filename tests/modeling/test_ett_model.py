@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 IGNORED = -100

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 HALVES = [torch.bfloat16, torch.float16]

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from modeling_ett import quantizer_ibq
-from modeling_ett.quantizer_ibq import IBQQuantizer, assign, index_backpropagation
+from ett.modeling_ett import quantizer_ibq
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer, assign, index_backpropagation
 
 K, D = 13, 5
 

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import ContinuousBatchingConfig, TextIteratorStreamer, TextStreamer
 from transformers.generation import utils as generation_utils
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 PAD, END, IMAGE, IMAGE_START, IMAGE_END = 0, 1, 4, 5, 6
 PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]

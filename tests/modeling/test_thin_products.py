@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from modeling_ett import thin_products
-from modeling_ett.thin_products import ThinProducts
+from ett.modeling_ett import thin_products
+from ett.modeling_ett.thin_products import ThinProducts
 
 
 @pytest.fixture

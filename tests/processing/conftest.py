@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import ett
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 VOCABULARY = ["a red circle, at the top.", "a blue square", "what color is it?"]
 

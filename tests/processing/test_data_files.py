@@ -7,8 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from processing_ett.data_files import clean_text, find_captions, list_files, match_files
-from processing_ett.picture_rows import load_rows, read_rows
+from ett.data_ett.image_rows import load_rows, read_rows
+from ett.data_ett.local_files import clean_text, find_captions, list_files, match_files
 
 NAMES = [f"{number:04}.jpg" for number in range(6)]
 

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ETTProcessor
-from processing_ett.picture_rows import picture_name, read_rows
+from ett.data_ett.image_rows import picture_name, read_rows
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 OURS = {"image_processor_type": "ETTImageProcessor"}
 

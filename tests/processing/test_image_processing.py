@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ImageError, image_processing_ett, load_image
-from processing_ett.image_processing_ett import read_image_size
+from ett.processing_ett import ETTImageProcessor, ImageError, image_processing_ett, load_image
+from ett.processing_ett.image_processing_ett import read_image_size
 
 RED = (255, 0, 0)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
+from ett.data_ett.image_rows import load_rows, open_pictures, picture_name
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from transformers import dynamic_module_utils, pipeline, pipelines
 from transformers.pipelines.pt_utils import KeyDataset
 
 import ett  # noqa: F401, registers the pipelines
-import processing_ett
-from processing_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, ImageError
+from ett import processing_ett
+from ett.processing_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, ImageError
 
 
 @pytest.fixture(scope="module")

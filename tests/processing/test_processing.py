@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 import ett  # noqa: F401, registers the processor
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 EXPANDED = ["<image_start>", *["<image>"] * 6, "<image_end>"]
 
@@ -69,7 +69,7 @@ def test_embeddings_are_in_raster_order(processor, picture):
 
 
 def test_codes_and_embeddings_of_the_real_tokenizer_agree():
-    from modeling_ett.modeling_ibq import IBQModel
+    from ett.modeling_ett.modeling_ibq import IBQModel
 
     vision_tokenizer = IBQModel(
         down_block_types=("DownEncoderBlock2D",) * 2,

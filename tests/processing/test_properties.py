@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, load_image
-from processing_ett.image_processing_ett import FITS, PADDING_COLOUR
-from processing_ett.picture_rows import open_pictures, read_rows
+from ett.data_ett.image_rows import open_pictures, read_rows
+from ett.processing_ett import ETTImageProcessor, load_image
+from ett.processing_ett.image_processing_ett import FITS, PADDING_COLOUR
 
 SIDES = st.integers(1, 200)
 SEEDS = st.integers(0, 2**32 - 1)

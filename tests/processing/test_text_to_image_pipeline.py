@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, CompileConfig
 
 import ett
-from processing_ett import ImageError
+from ett.processing_ett import ImageError
 
 PROMPT = "a red circle"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from scenes_ett import NUMBERS, WORDS, Background, Scene, Scenes, Shape, Text, detect
+from ett.scenes_ett import NUMBERS, WORDS, Background, Scene, Scenes, Shape, Text, detect
 
 
 def blurred(scene, radius, noise, seed):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scenes_ett import (
+from ett.scenes_ett import (
     PROMPT_CATEGORIES,
     UNSEEN_PAIRS,
     DetectedScene,

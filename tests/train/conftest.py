@@ -4,12 +4,12 @@ import datasets
 import pytest
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import WORDS, vocabulary
-from train import ETTTrainingArguments
-from train.models.building import join, new_language_model
-from train.recipes import ModelSection
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.scenes_ett import WORDS, vocabulary
+from ett.train import ETTTrainingArguments
+from ett.train.models.building import join, new_language_model
+from ett.train.recipes import ModelSection
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 IGNORED = -100

@@ -15,13 +15,13 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
-from train.checkpointing.finite import NonFiniteLossError
-from train.models.adapters import add_adapter
-from train.recipes import LoraSection
-from train.sharding import find_deepspeed_config, whole_weights
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
+from ett.train.checkpointing.finite import NonFiniteLossError
+from ett.train.models.adapters import add_adapter
+from ett.train.recipes import LoraSection
+from ett.train.sharding import find_deepspeed_config, whole_weights
 
 STEPS = 20
 STAGES = {

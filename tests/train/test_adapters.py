@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
 from ett.cli import app
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from train import ETTCollator, run_recipe, train_only
-from train.models.adapters import add_adapter, merge_adapter, merge_folder, save_adapter
-from train.recipes import LoraSection
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.train import ETTCollator, run_recipe, train_only
+from ett.train.models.adapters import add_adapter, merge_adapter, merge_folder, save_adapter
+from ett.train.recipes import LoraSection
 
 from .test_run import TINY
 from .trainers import changed, make_trainer, snapshot

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train import train_only
-from train.objective.adversary import adaptive_weight
+from ett.train import train_only
+from ett.train.objective.adversary import adaptive_weight
 
 from .trainers import changed, gradients_after_one_step, make_trainer, one_step, snapshot
 

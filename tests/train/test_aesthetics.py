@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from train.data import filters
-from train.data.aesthetics import AestheticHead, AestheticPredictor, find_head
-from train.data.selection import FilterChain
+from ett.data_ett import filters
+from ett.data_ett.aesthetics import AestheticHead, AestheticPredictor, find_head
+from ett.data_ett.selection import FilterChain
 
 LAYERS = {0: (1024, 12), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 

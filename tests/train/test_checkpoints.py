@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import vocabulary
-from train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
-from train.models.adapters import add_adapter
-from train.recipes import LoraSection
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.scenes_ett import vocabulary
+from ett.train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
+from ett.train.models.adapters import add_adapter
+from ett.train.recipes import LoraSection
 
 from .trainers import changed, make_trainer, snapshot, timeless
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from train.models.codebook import count_codes, most_used, resize_codebook
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train.models.codebook import count_codes, most_used, resize_codebook
 
 CODES = 32
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import train.data.codes
-from train import ETTCollator, PreparedDataset
-from train.data.codes import bits_per_code, pack_codes, pack_row, unpack_codes, unpack_row
+import ett.data_ett.codes
+from ett.data_ett.codes import bits_per_code, pack_codes, pack_row, unpack_codes, unpack_row
+from ett.train import ETTCollator, PreparedDataset
 
 NUMBERS = [1, 2, 3, 5, 16, 17, 512, 1000, 8192, 131_071, 131_072, 131_073, 2**18]
 
@@ -72,4 +72,4 @@ def test_pictures_of_several_sizes_do_not_share_a_batch():
 
 
 def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(train.data.codes) == (0, 1)
+    assert doctest.testmod(ett.data_ett.codes) == (0, 1)

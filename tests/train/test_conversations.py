@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-import train.data.conversations
-from train.data.conversations import ExampleError, read_conversation
+import ett.data_ett.conversations
+from ett.data_ett.conversations import ExampleError, read_conversation
 
 IMAGE = {"type": "image"}
 
@@ -16,7 +16,7 @@ def text(words):
 
 
 def test_the_modules_example_is_true():
-    results = doctest.testmod(train.data.conversations)
+    results = doctest.testmod(ett.data_ett.conversations)
     assert results.attempted > 0 and results.failed == 0
 
 

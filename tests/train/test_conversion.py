@@ -7,9 +7,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ett.cli import app
-from modeling_ett.modeling_ibq import IBQModel
-from train.models.conversion import convert_tokenizer, list_names
-from train.objective.discriminator import PatchDiscriminator
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train.models.conversion import convert_tokenizer, list_names
+from ett.train.objective.discriminator import PatchDiscriminator
 
 from . import ibq_reference
 from .ibq_reference import Reference, make_discriminator_state, make_state, write_checkpoint, write_emu_folder

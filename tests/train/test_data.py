@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-import scenes_ett
-import train.data
-from train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
-from train.data import IGNORED, to_unit_range
+import ett.data_ett.collator
+from ett import scenes_ett
+from ett.data_ett import IGNORED, to_unit_range
+from ett.train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 
 NUM_CODES = 81
 
@@ -236,7 +236,7 @@ def folder(tmp_path):
 
 def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
     examples = FolderExamples(str(folder), "caption")
-    with caplog.at_level(logging.WARNING, logger="train.data.skipped"):
+    with caplog.at_level(logging.WARNING, logger="ett.data_ett.skipped"):
         read = [examples[index] for index in range(len(examples))]
     assert {image.mode for example in read for image in example["images"]} == {"RGB"}
     assert {len(example["images"]) for example in read} == {1}
@@ -362,7 +362,7 @@ def test_examples_of_several_pictures_keep_their_codes_together(processor, make_
 
 
 def test_the_collators_example_is_true():
-    results = doctest.testmod(train.data.collator)
+    results = doctest.testmod(ett.data_ett.collator)
     assert results.attempted > 0 and results.failed == 0
 
 

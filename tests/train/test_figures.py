@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from train import ETTCollator, train_only
-from train.monitoring.figures import count_tokens
-from train.objective.discriminator import PatchDiscriminator
-from train.planning.flops import StepFlops, peak_of
+from ett.train import ETTCollator, train_only
+from ett.train.monitoring.figures import count_tokens
+from ett.train.objective.discriminator import PatchDiscriminator
+from ett.train.planning.flops import StepFlops, peak_of
 
 from .trainers import make_trainer
 

@@ -13,12 +13,12 @@ import yaml
 from PIL import Image, ImageFile
 from typer.testing import CliRunner
 
-import train.data.filters
+import ett.data_ett.filters
 from ett.cli import app
-from train.data import build_examples
-from train.data.filters import Columns, NearDuplicates, build_filter
-from train.data.selection import FilterChain, select_rows, summarize
-from train.recipes import DataSection, Recipe
+from ett.data_ett.filters import Columns, NearDuplicates, build_filter
+from ett.data_ett.selection import FilterChain, select_rows, summarize
+from ett.train.examples import build_examples
+from ett.train.recipes import DataSection, Recipe
 
 
 def encoded(picture, kind="PNG"):
@@ -119,8 +119,8 @@ def test_a_filter_reads_the_columns_that_the_data_have():
 
 
 def test_the_hashs_example_is_true():
-    assert doctest.testmod(train.data.filters).attempted > 0
-    assert doctest.testmod(train.data.filters).failed == 0
+    assert doctest.testmod(ett.data_ett.filters).attempted > 0
+    assert doctest.testmod(ett.data_ett.filters).failed == 0
 
 
 def test_a_picture_in_another_size_and_file_format_is_a_near_duplicate_and_another_picture_is_not():
@@ -143,8 +143,8 @@ def test_near_duplicates_are_those_that_comparing_with_every_former_one_finds(di
     for number in hashes:
         expected.append(all((number ^ other).bit_count() > distance for other in kept))
         kept += [number] * expected[-1]
-    monkeypatch.setattr(train.data.filters, "difference_hash", lambda picture: hashes[picture])
-    monkeypatch.setattr(train.data.filters, "open_pictures", lambda cell, folder: [cell])
+    monkeypatch.setattr(ett.data_ett.filters, "difference_hash", lambda picture: hashes[picture])
+    monkeypatch.setattr(ett.data_ett.filters, "open_pictures", lambda cell, folder: [cell])
     step = NearDuplicates(distance=distance)
     assert step.keep([{"image": index} for index in range(100)]) == expected
     assert expected.count(False) > 10 or distance == 0

@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from processing_ett import ETTImageProcessor
-from train.data.fingerprint import fingerprint, folder_fingerprint
+from ett.data_ett.fingerprint import fingerprint, folder_fingerprint
+from ett.processing_ett import ETTImageProcessor
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import NonFiniteLossError, newest_checkpoint
-from train.checkpointing.finite import describe_findings
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import NonFiniteLossError, newest_checkpoint
+from ett.train.checkpointing.finite import describe_findings
 
 from .trainers import changed, make_trainer, snapshot
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import scenes_ett
+from ett import scenes_ett
 from ett.cli import app
-from train import ETTCollator, PreparedDataset, SceneExamples
-from train.planning.inspection import Piece, inspect_data, mosaic, render, show
-from train.recipes import Recipe
+from ett.train import ETTCollator, PreparedDataset, SceneExamples
+from ett.train.planning.inspection import Piece, inspect_data, mosaic, render, show
+from ett.train.recipes import Recipe
 
 IMAGE_TOKEN = "<image>"
 NUM_CODES = 81

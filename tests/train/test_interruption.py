@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from transformers import TrainerCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import TrainingInterrupted, newest_checkpoint, run_recipe
-from train.trainer import ETTTrainer
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import TrainingInterrupted, newest_checkpoint, run_recipe
+from ett.train.trainer import ETTTrainer
 
 from .test_run import TOKENIZER
 from .trainers import changed, make_trainer

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torchvision
 
-from modeling_ett.quantizer_ibq import IBQQuantizerOutput
-from train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
-from train.objective.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
-from train.trainer import codebook_statistics
+from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
+from ett.train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from ett.train.objective.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
+from ett.train.trainer import codebook_statistics
 
 
 def test_the_discriminator_is_the_papers():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train import ETTCollator, PreparedDataset, SceneExamples, train_only
-from train.data import pack
+from ett.data_ett import pack
+from ett.train import ETTCollator, PreparedDataset, SceneExamples, train_only
 
 from .trainers import make_trainer, snapshot
 

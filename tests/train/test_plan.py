@@ -9,11 +9,11 @@ import yaml
 from typer.testing import CliRunner
 
 import ett.cli
-from train import load_recipe, train_only
-from train.models.building import build_model
-from train.objective.discriminator import PatchDiscriminator
-from train.planning.footprint import peak_bytes
-from train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
+from ett.train import load_recipe, train_only
+from ett.train.models.building import build_model
+from ett.train.objective.discriminator import PatchDiscriminator
+from ett.train.planning.footprint import peak_bytes
+from ett.train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
 
 TOKENIZER = (
     "model.vision_tokenizer={down_block_types: [DownEncoderBlock2D, DownEncoderBlock2D], "

@@ -6,11 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from train import load_recipe, run_recipe
-from train.models.building import build_model
-from train.models.quantization import check_quantization
-from train.planning.plan import plan_recipe
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.train import load_recipe, run_recipe
+from ett.train.models.building import build_model
+from ett.train.models.quantization import check_quantization
+from ett.train.planning.plan import plan_recipe
 
 from .test_run import TINY
 

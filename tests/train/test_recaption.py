@@ -19,11 +19,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from ett.cli import app
-from processing_ett import ETTProcessor, build_word_tokenizer
-from train import FolderExamples
-from train.data import recaption as module
-from train.data.recaption import Captioner, Recaptioning, recaption
-from train.data.shards import Part, Skipped
+from ett.data_ett import recaption as module
+from ett.data_ett.recaption import Captioner, Recaptioning, recaption
+from ett.data_ett.shards import Part, Skipped
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.train import FolderExamples
 
 WORDS = "describe the image . a red blue circle square is what color ?".split()
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from train.arguments import ETTTrainingArguments
-from train.planning.recipe_reference import recipe_reference
-from train.recipes import RECIPES, DataSection, LoraSection, ModelSection
+from ett.train.arguments import ETTTrainingArguments
+from ett.train.planning.recipe_reference import recipe_reference
+from ett.train.recipes import RECIPES, DataSection, LoraSection, ModelSection
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 

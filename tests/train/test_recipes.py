@@ -2,11 +2,11 @@
 
 import pytest
 
-from train import ETTTrainingArguments, available_recipes, load_recipe
-from train.arguments import accumulation_steps
-from train.consistency import check_recipe
-from train.data import TASKS
-from train.recipes import PARTS, TRAINING_FIELDS
+from ett.data_ett import TASKS
+from ett.train import ETTTrainingArguments, available_recipes, load_recipe
+from ett.train.arguments import accumulation_steps
+from ett.train.consistency import check_recipe
+from ett.train.recipes import PARTS, TRAINING_FIELDS
 
 
 @pytest.mark.parametrize("name", available_recipes())

@@ -9,12 +9,13 @@ import datasets
 import pytest
 from PIL import Image
 
-from processing_ett import ETTImageProcessor
-from train import FolderExamples, PreparedDataset, load_recipe, run_recipe
-from train.data import MixedExamples, SceneExamples, build_examples
-from train.data.mixture import shares
-from train.data.rows import open_rows
-from train.data.skipped import MissingDataError
+from ett.data_ett import MixedExamples, SceneExamples
+from ett.data_ett.mixture import shares
+from ett.data_ett.rows import open_rows
+from ett.data_ett.skipped import MissingDataError
+from ett.processing_ett import ETTImageProcessor
+from ett.train import FolderExamples, PreparedDataset, load_recipe, run_recipe
+from ett.train.examples import build_examples
 
 from .trainers import make_trainer
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
-from train import ETTTrainer, run_recipe
-from train.checkpointing.checkpoints import CheckpointError
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
+from ett.train import ETTTrainer, run_recipe
+from ett.train.checkpointing.checkpoints import CheckpointError
 
 TINY = [
     "data.source=scenes",

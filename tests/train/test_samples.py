@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import ETTCollator, ETTTrainer, train_only
-from train.monitoring.board import put_before_now
-from train.monitoring.samples import draw_sheet, first_pictures, question_of
+from ett.train import ETTCollator, ETTTrainer, train_only
+from ett.train.monitoring.board import put_before_now
+from ett.train.monitoring.samples import draw_sheet, first_pictures, question_of
 
 FRAME = 2
 MAX_NEW_TOKENS = 6

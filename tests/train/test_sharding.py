@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from train import Recipe, run, train_only
-from train.models.adapters import add_adapter, has_adapter
-from train.recipes import LoraSection
-from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config, require_shards
+from ett.train import Recipe, run, train_only
+from ett.train.models.adapters import add_adapter, has_adapter
+from ett.train.recipes import LoraSection
+from ett.train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config, require_shards
 
 
 @pytest.mark.parametrize(

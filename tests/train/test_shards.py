@@ -6,7 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from train.data.shards import Part, Skipped, require_shards, write_shards
+from ett.data_ett.shards import Part, Skipped, require_shards, write_shards
 
 FEATURES = datasets.Features({"number": datasets.Value("int64"), "text": datasets.Value("string")})
 

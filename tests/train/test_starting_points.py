@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import ETTTrainer, run, run_recipe
-from train.models.conversion import convert_tokenizer
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import ETTTrainer, run, run_recipe
+from ett.train.models.conversion import convert_tokenizer
 
 from .ibq_reference import CODES, make_state, write_checkpoint
 

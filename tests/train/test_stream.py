@@ -10,14 +10,14 @@ import datasets
 import pytest
 from PIL import Image
 
-from train import ETTCollator, PreparedDataset
-from train.data import ExampleStream, MixedStream, PreparedStream
-from train.data.choice import build_examples
-from train.data.rows import open_rows
-from train.data.skipped import MissingDataError
-from train.data.stream import DatasetShards, TarShards
-from train.data.stream_loader import StreamLoader
-from train.recipes import load_recipe
+from ett.data_ett import ExampleStream, MixedStream, PreparedStream
+from ett.data_ett.rows import open_rows
+from ett.data_ett.skipped import MissingDataError
+from ett.data_ett.stream import DatasetShards, TarShards
+from ett.train import ETTCollator, PreparedDataset
+from ett.train.examples import build_examples
+from ett.train.recipes import load_recipe
+from ett.train.stream_loader import StreamLoader
 
 from .trainers import changed, make_trainer
 

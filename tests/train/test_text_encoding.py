@@ -6,13 +6,13 @@ from PIL import Image
 from transformers import AutoProcessor, GenerationConfig
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-from evaluation_ett.common import picture_prompt, tokenize
-from processing_ett import ETTProcessor
-from train import PreparedDataset
-from train.data import IGNORED
-from train.models.building import join
-from train.planning.inspection import show
-from train.recipes import ModelSection
+from ett.data_ett import IGNORED
+from ett.evaluation_ett.common import picture_prompt, tokenize
+from ett.processing_ett import ETTProcessor
+from ett.train import PreparedDataset
+from ett.train.models.building import join
+from ett.train.planning.inspection import show
+from ett.train.recipes import ModelSection
 
 from .text_tokenizers import ADDS_BOS, ENDS, TOKENIZERS, byte_pairs, words
 

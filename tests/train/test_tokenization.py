@@ -9,10 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 from ett.cli import app
-from processing_ett import ETTImageProcessor
-from train import FolderExamples
-from train.data.codes import unpack_row
-from train.data.shards import Part
+from ett.data_ett.codes import unpack_row
+from ett.data_ett.shards import Part
+from ett.processing_ett import ETTImageProcessor
+from ett.train import FolderExamples
 
 from .tokenized import NUM_PICTURES, picture, rows, tokenize
 

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from modeling_ett.gradient_path import measure_gradient_path
-from train import ETTCollator, ETTTrainingArguments, train_only
-from train.data.preparation import replace_pixels
-from train.trainer import mean_by_name
+from ett.data_ett.preparation import replace_pixels
+from ett.modeling_ett.gradient_path import measure_gradient_path
+from ett.train import ETTCollator, ETTTrainingArguments, train_only
+from ett.train.trainer import mean_by_name
 
 from .trainers import changed, gradients_after_one_step, make_trainer, one_step, snapshot
 

@@ -9,12 +9,12 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-import scenes_ett
+from ett import scenes_ett
 from ett.cli import app
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
-from train import read_record, run_recipe
-from train.models.building import new_language_model
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.train import read_record, run_recipe
+from ett.train.models.building import new_language_model
 
 from .tokenized import NUM_PICTURES, picture, tokenize
 

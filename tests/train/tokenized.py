@@ -4,8 +4,8 @@ import datasets
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor
-from train.data.tokenization import tokenize_data_set
+from ett.data_ett.tokenization import tokenize_data_set
+from ett.processing_ett import ETTImageProcessor
 
 NUM_PICTURES = 6
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from train import ETTCollator, ETTTrainer
+from ett.train import ETTCollator, ETTTrainer
 
 
 def make_trainer(model, args, items, is_drawing=False, **kwargs):

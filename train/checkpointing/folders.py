@@ -9,7 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import replacing
+from ett.common_ett.files import replacing
+
 from ..recipes import NEW_MODEL, Recipe, load_recipe
 
 logger = logging.getLogger(__name__)

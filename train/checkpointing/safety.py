@@ -9,7 +9,8 @@ from accelerate.utils import gather_object
 from torch import distributed, nn
 from transformers import TrainerCallback
 
-from ..files import replacing
+from ett.common_ett.files import replacing
+
 from .checkpoints import CheckpointingTrainer, newest_checkpoint
 from .finite import NonFiniteLossError, StepWatch, describe_findings, gradients_of, is_finite
 from .interruption import Interruption, shield_workers

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_ett.configuration_ett import ETTConfig, check_layers
-from modeling_ett.loading_ett import load_whole, one_sentence
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.common_ett.files import read_fields
+from ett.common_ett.model_folders import require_model_folder
+from ett.common_ett.suggestions import suggestion
+from ett.data_ett.codes import fit_of_codes, is_tokenized, read_tokenization
+from ett.modeling_ett.configuration_ett import ETTConfig, check_layers
+from ett.modeling_ett.loading_ett import load_whole, one_sentence
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
-from ..data import Examples, Stream
-from ..data.codes import fit_of_codes, is_tokenized, read_tokenization
+from ..examples import Examples, Stream
 from ..field_types import field_hints, typed
-from ..files import read_fields
-from ..recipes import NEW_MODEL, ModelSection, Recipe, suggestion
+from ..recipes import NEW_MODEL, ModelSection, Recipe
 from .initialization import start_linear
 from .quantization import quantization_arguments, stay_trainable
 
@@ -293,26 +295,6 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
             )
     with one_sentence("model.language_model"):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **of_tokenizer, **fields))
-
-
-def require_model_folder(path: str, expected: str):
-    """Checks a local folder's `config.json` before anything is loaded; names on the Hub pass.
-
-    Raises:
-        ValueError: The folder is missing, holds no model, or one of another kind.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        if path.startswith((".", "/", "~")) or len(path.split("/")) != 2:
-            raise ValueError(f"There is no model folder '{path}'.")
-        return
-    try:
-        config = read_fields(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is no model folder: its config.json is missing or unreadable.") from error
-    found = config.get("_class_name") or config.get("model_type")
-    if found != expected:
-        raise ValueError(f"'{path}' holds a model of kind {found!r:.100}; expected {expected!r}.")
 
 
 __all__ = [

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-
-from ..data import to_unit_range
+from ett.data_ett import to_unit_range
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 SPLIT_DISTANCE = 0.01
 """How far a split moves either code, as a share of the code's length."""

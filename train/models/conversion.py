@@ -18,10 +18,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
+from ett.common_ett.files import replacing
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
 
-from ..files import replacing
 from ..objective.discriminator import PatchDiscriminator
 
 WEIGHTS = ("ema", "raw")

@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer
 
-from ..data import IGNORED
+from ett.data_ett import IGNORED
+
 from ..planning.flops import StepFlops, peak_flops
 
 

@@ -14,10 +14,9 @@ from torchvision.utils import make_grid
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-
-from ..data import IGNORED, to_unit_range
-from ..files import replacing
+from ett.common_ett.files import replacing
+from ett.data_ett import IGNORED, to_unit_range
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 logger = logging.getLogger(__name__)
 

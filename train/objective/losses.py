@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
-from modeling_ett.quantizer_ibq import IBQQuantizerOutput
+from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ETTProcessor
+from ett.common_ett.files import replacing
+from ett.data_ett import IGNORED, PreparedDataset, PreparedStream
+from ett.data_ett.collator import pack
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from ..consistency import check_recipe
-from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
-from ..data.collator import pack
-from ..files import replacing
+from ..examples import build_examples, describe_data
 from ..models.building import build_processor, set_fit
 from ..recipes import Recipe, load_recipe
 from ..run import build_collator, prepare_examples

@@ -13,25 +13,19 @@ import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import build_word_tokenizer
-from processing_ett.picture_rows import read_rows, reading
+from ett.common_ett.model_folders import require_model_folder
+from ett.data_ett.image_rows import read_rows, reading
+from ett.data_ett.tars import TarRows, find_tars
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import build_word_tokenizer
 
 from ..arguments import ETTTrainingArguments, accumulation_steps
 from ..consistency import check_recipe, settled_recipe
-from ..data import build_examples
-from ..data.choice import source_section
-from ..data.tars import TarRows, find_tars
+from ..examples import build_examples, source_section
 from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
-from ..models.building import (
-    check_visual_embedding,
-    new_language_model,
-    require_model_folder,
-    require_parts,
-    tokenizer_fields,
-)
+from ..models.building import check_visual_embedding, new_language_model, require_parts, tokenizer_fields
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator

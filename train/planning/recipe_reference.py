@@ -13,12 +13,12 @@ from typing import Any
 
 import jinja2
 
-from modeling_ett.modeling_ibq import IBQModel
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from ett.data_ett.filters import FILTERS
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer
 
 from ..arguments import ETTTrainingArguments
 from ..consistency import UNUSED_ARGUMENTS
-from ..data.filters import FILTERS
 from ..field_types import describe_type, field_hints
 from ..recipes import MIXTURE_FIELDS, DataSection, LoraSection, ModelSection, Recipe
 from ..run import training_arguments

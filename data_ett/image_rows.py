@@ -12,8 +12,15 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from .data_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
-from .image_processing_ett import LONGEST_REASON, ImageError, find_same_name, load_image, read_image_size
+from ett.processing_ett.image_processing_ett import (
+    LONGEST_REASON,
+    ImageError,
+    find_same_name,
+    load_image,
+    read_image_size,
+)
+
+from .local_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
 
 FILE_FORMATS = TABLE_FORMATS
 """Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""

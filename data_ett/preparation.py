@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from processing_ett import ETTImageProcessor, ETTProcessor
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from .collator import IGNORED, to_unit_range
 from .skipped import SkippedRows

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from processing_ett import ImageError
-from processing_ett.picture_rows import open_pictures, picture_sizes
+from ett.common_ett.suggestions import suggestion
+from ett.processing_ett import ImageError
 
-from ..recipes import suggestion
 from .aesthetics import CLIP_NAME, HEAD_NAME, AestheticPredictor
 from .captions import caption_texts
+from .image_rows import open_pictures, picture_sizes
 
 Row = dict[str, Any]
 HASH_BITS = 64

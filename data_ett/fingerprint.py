@@ -16,8 +16,8 @@ import safetensors
 import torch
 from huggingface_hub import snapshot_download
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
 
 ENCODING_MODULES = ("encoder.", "quant_conv.", "quantize.")
 ENCODING_FIELDS = (

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from processing_ett import CAPTION_PROMPT, ImageError
-from processing_ett.picture_rows import LIST_TYPES, load_rows, open_pictures, picture_cells, picture_name
+from ett.processing_ett import CAPTION_PROMPT, ImageError
 
+from .image_rows import LIST_TYPES, load_rows, open_pictures, picture_cells, picture_name
 from .shards import Part, ShardsReport, Skipped, write_shards
 
 RECORD_NAME = "recaptioning.json"

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from processing_ett.data_files import clean_text, list_files, match_files
-
 from .conversations import ExampleError
+from .local_files import clean_text, list_files, match_files
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 

@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from processing_ett import ImageError, MissingImageError
-from processing_ett.picture_rows import (
+from ett.processing_ett import ImageError, MissingImageError
+
+from .captions import caption_texts
+from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
+from .conversations import ExampleError, read_conversation
+from .filters import Columns
+from .image_rows import (
     Rows,
     check_columns,
     check_pictures,
@@ -24,11 +29,6 @@ from processing_ett.picture_rows import (
     reading,
     undecoded,
 )
-
-from .captions import caption_texts
-from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
-from .conversations import ExampleError, read_conversation
-from .filters import Columns
 from .selection import FilterChain
 from .skipped import missing_data
 from .tars import TarRows, find_tars, unify_row

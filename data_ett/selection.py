@@ -18,11 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from processing_ett.image_processing_ett import find_same_name
-from processing_ett.picture_rows import picture_cells
+from ett.common_ett.files import replacing
+from ett.processing_ett.image_processing_ett import find_same_name
 
-from ..files import replacing
 from .filters import Columns, Row, build_filter
+from .image_rows import picture_cells
 from .tars import TarRows
 
 BATCH_SIZE = 64

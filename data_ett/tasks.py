@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from processing_ett import ETTProcessor
+from ett.processing_ett import ETTProcessor
 
 Segments = list[tuple[str, bool]]
 

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .mixture import MixedExamples
-from .rows import open_rows
-from .sources import FolderExamples, SceneExamples
-from .stream import DatasetShards, ExampleStream, MixedStream, SceneReader, SceneShards, TarShards
-from .tasks import TASKS
+from ett.data_ett.mixture import MixedExamples
+from ett.data_ett.rows import open_rows
+from ett.data_ett.sources import FolderExamples, SceneExamples
+from ett.data_ett.stream import DatasetShards, ExampleStream, MixedStream, SceneReader, SceneShards, TarShards
+from ett.data_ett.tasks import TASKS
 
 if TYPE_CHECKING:
-    from ..recipes import DataSection, Recipe
+    from .recipes import DataSection, Recipe
 
 Examples = SceneExamples | FolderExamples | MixedExamples
 Stream = ExampleStream | MixedStream

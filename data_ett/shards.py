@@ -24,7 +24,7 @@ import pyarrow.parquet
 from datasets.table import embed_table_storage
 from tqdm.auto import tqdm
 
-from ..files import replacing
+from ett.common_ett.files import replacing
 
 ROWS_PER_GROUP = 256
 """Rows that are held in memory and written together."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-import scenes_ett
-from processing_ett import CAPTION_PROMPT
+from ett import scenes_ett
+from ett.processing_ett import CAPTION_PROMPT
 
 from .captions import caption_texts
 from .rows import UNUSABLE, open_rows

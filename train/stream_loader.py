@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from ..files import replacing
-from .stream import Position, PreparedStream
+from ett.common_ett.files import replacing
+from ett.data_ett.stream import Position, PreparedStream
 
 
 @dataclass
