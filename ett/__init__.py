@@ -8,6 +8,7 @@ and importing any of them registers ETT. What only training and publishing need 
 """
 
 import importlib
+import logging
 import os
 
 # In a checkout the rooms stand beside this folder; in an installed package, inside it.
@@ -15,7 +16,13 @@ _checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isdir(os.path.join(_checkout, "modeling_ett")):
     __path__.append(_checkout)
 
+# Where bitsandbytes is installed, other libraries import it, and it remarks on kernels that nobody asked for.
+_logger = logging.getLogger("bitsandbytes")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)
 from .registration import register
+
+_logger.setLevel(_level)
 
 __version__ = "0.1.0"
 

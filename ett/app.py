@@ -1,12 +1,14 @@
 """The `ett` command's frame: a command's errors are one sentence, its libraries are quiet."""
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from typing import Annotated
 
+import diffusers
+import transformers
 import typer
+from huggingface_hub.utils import disable_progress_bars
 
 from . import __version__
 
@@ -80,14 +82,26 @@ def _main(
 ):
     _options["debug"] = debug
     if not debug:
-        # Read by the libraries when they are imported; warnings and bars would stand between a user and an answer.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-        # It reads no variable, and tells of missing kernels whenever another library loads it.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        if context.invoked_subcommand != "push":
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        _be_quiet(downloads=context.invoked_subcommand != "push")
+
+
+def _be_quiet(downloads: bool):
+    """Keeps warnings and bars of libraries from standing between a user and an answer, here and in processes that this
+    one starts. Variables that the user has set stay."""
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+    if "DIFFUSERS_VERBOSITY" not in os.environ:
+        os.environ["DIFFUSERS_VERBOSITY"] = "error"
+        diffusers.logging.set_verbosity_error()
+        diffusers.logging.disable_progress_bar()
+    if downloads:
+        # Read by datasets when it is imported, later than this.
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+            disable_progress_bars()
 
 
 __all__ = ["Resume", "app", "command"]

@@ -1,11 +1,11 @@
 """The `ett` command: what it prints and writes, and that errors are one sentence."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -19,7 +19,7 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from ett import __version__ as ett_version
-from ett import cli, cli_training, inference
+from ett import inference
 from ett.cli import app
 from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
@@ -41,12 +41,12 @@ def run(models, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def fake_room(monkeypatch):
-    """Puts a stand-in where the command line looks rooms up."""
+def fake(monkeypatch):
+    """Puts stand-ins for functions into a room."""
 
-    def replace(**functions):
-        for commands in (cli, cli_training):
-            monkeypatch.setattr(commands, "room", lambda name: SimpleNamespace(**functions))
+    def replace(room, **functions):
+        for name, function in functions.items():
+            monkeypatch.setattr(importlib.import_module(f"ett.{room}"), name, function)
 
     return replace
 
@@ -285,8 +285,8 @@ def test_evaluate_reconstruction_refuses_numbers_below_one(run, photographs, opt
     assert result.exit_code == 2 and option in result.stderr
 
 
-def test_an_interrupted_evaluation_says_how_to_go_on(run, fake_room):
-    fake_room(evaluate_reconstruction=raiser(KeyboardInterrupt()))
+def test_an_interrupted_evaluation_says_how_to_go_on(run, fake):
+    fake("evaluation", evaluate_reconstruction=raiser(KeyboardInterrupt()))
     result = run("evaluate", "reconstruction", "--dataset", "photos")
     assert result.stderr == "Interrupted. Run the same command again to go on.\n"
 
@@ -453,42 +453,43 @@ def test_debug_shows_the_traceback(run):
     assert type(result.exception).__name__ == "ImageError"
 
 
-def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more(run, fake_room):
-    fake_room(run_recipe=raiser(KeyError("steps")))
+def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more(run, fake):
+    fake("train", run_recipe=raiser(KeyError("steps")))
     assert_one_sentence(run("train", "tokenizer"), "Unexpected KeyError", "--debug")
 
 
-def test_an_error_in_a_worker_of_a_data_loader_is_one_sentence(run, fake_room):
+def test_an_error_in_a_worker_of_a_data_loader_is_one_sentence(run, fake):
     try:
         raise ValueError("No row can be used.")
     except ValueError:
         error = ExceptionWrapper(where="in DataLoader worker process 0")
-    fake_room(run_recipe=lambda *arguments: error.reraise())
+    fake("train", run_recipe=lambda *arguments: error.reraise())
     assert run("train", "tokenizer").stderr == "ett: No row can be used.\n"
 
 
-def test_an_interruption_is_said_and_has_its_own_exit_code(run, fake_room):
-    fake_room(run_demo=raiser(KeyboardInterrupt()))
+def test_an_interruption_is_said_and_has_its_own_exit_code(run, fake):
+    fake("miniature_ett", run_demo=raiser(KeyboardInterrupt()))
     result = run("demo")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted. Run the same command again to go on.\n"
 
 
-def test_train_runs_the_recipe_and_writes_the_card_from_its_record(run, fake_room):
+def test_train_runs_the_recipe_and_writes_the_card_from_its_record(run, fake):
     calls = []
-    fake_room(
+    fake(
+        "train",
         run_recipe=lambda *arguments: calls.append(arguments) or "out",
         read_record=lambda folder: {"record of": folder},
-        write_card=lambda *arguments: calls.append(arguments),
     )
+    fake("hub_cards", write_card=lambda *arguments: calls.append(arguments))
     result = run("train", "stage1", "train.steps=3", "train.seed=1", "--output-dir", "out", "--no-resume")
     assert result.stdout == "Wrote out.\n"
     assert calls == [("stage1", ["train.steps=3", "train.seed=1"], "out", False), ("out", {"record of": "out"})]
 
 
-def test_demo_hands_its_options_on(run, fake_room, tmp_path):
+def test_demo_hands_its_options_on(run, fake, tmp_path):
     calls = []
-    fake_room(run_demo=lambda **options: calls.append(options))
+    fake("miniature_ett", run_demo=lambda **options: calls.append(options))
     assert run("demo", "--quick", "--seed", "2", "--output-dir", tmp_path).exit_code == 0
     assert calls == [{"output_dir": tmp_path, "seed": 2, "quick": True, "resume": True}]
 
@@ -553,8 +554,8 @@ def test_a_device_or_dtype_that_cannot_be_used(run, picture, options, message):
 @pytest.mark.parametrize(
     "arguments", [["caption", "nothere.png"], ["ask", "nothere.png", "what?"], ["reconstruct", "nothere.png"]]
 )
-def test_a_missing_image_is_named_before_any_library_is_loaded(run, monkeypatch, arguments):
-    monkeypatch.setattr(inference, "room", lambda name: pytest.fail(f"{name} was loaded"))
+def test_a_missing_image_is_named_before_a_model_is_loaded(run, monkeypatch, arguments):
+    monkeypatch.setattr(inference, "_load", lambda load, *rest: pytest.fail(f"{rest} was loaded"))
     assert_one_sentence(run(*arguments), "ett: 'nothere.png' is missing; expected an image file.\n")
 
 

@@ -175,7 +175,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_step(run_folder):
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(run_folder, name, caplog):
     path = run_folder / "checkpoint-10" / name
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING, logger="train.checkpointing.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.checkpointing.checkpoints"):
         assert newest_checkpoint(run_folder) == run_folder / "checkpoint-2"
     assert name in caplog.text and "checkpoint-10' is passed over" in caplog.text
 

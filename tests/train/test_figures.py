@@ -28,7 +28,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr("train.monitoring.figures.time.perf_counter", lambda: Clock.now)
+    monkeypatch.setattr("ett.train.monitoring.figures.time.perf_counter", lambda: Clock.now)
     return Clock
 
 

@@ -115,7 +115,7 @@ def test_what_4_bits_cannot_be_combined_with_is_an_error(change, message):
 
 
 def test_without_bitsandbytes_it_is_told_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("train.models.quantization.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("ett.train.models.quantization.is_bitsandbytes_available", lambda: False)
     recipe = load_recipe("lora_gen", ["model.path=somewhere", *SETTINGS])
     with pytest.raises(ValueError, match=r"pip install ett\[bitsandbytes\]"):
         check_quantization(recipe)

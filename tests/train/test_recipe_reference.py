@@ -19,7 +19,7 @@ def lines_of(heading: str) -> dict[str, str]:
 
 
 def test_the_page_is_current():
-    command = "python -m train.planning.recipe_reference > docs/recipes.md"
+    command = "python -m ett.train.planning.recipe_reference > docs/recipes.md"
     assert PAGE.read_text(encoding="utf-8") == recipe_reference(), f"the page is out of date: {command}"
 
 

@@ -361,7 +361,7 @@ def test_a_field_without_an_effect_is_an_error_that_names_it(name, override, mes
 
 
 def test_a_tool_for_curves_that_is_not_installed_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("train.consistency.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("ett.train.consistency.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed: pip install wandb, or"):
         check_recipe(load_recipe("stage2_semantic", ["training.report_to=wandb"]))
 

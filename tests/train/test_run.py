@@ -218,7 +218,7 @@ def test_a_new_discriminator_that_never_learned_is_not_kept(tmp_path):
 def test_a_finished_folder_is_left_as_it_is(stages, monkeypatch, caplog):
     monkeypatch.setattr(ETTTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     before = {path: path.stat().st_mtime_ns for path in stages["tokenizer"].rglob("*")}
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         assert run_recipe("demo_tokenizer", TOKENIZER, stages["tokenizer"]) == stages["tokenizer"]
     assert "holds a finished model of this recipe already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in stages["tokenizer"].rglob("*")} == before

@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 6
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("train.monitoring.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
+    monkeypatch.setattr("ett.train.monitoring.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
 
 
 @pytest.fixture

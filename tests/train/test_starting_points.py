@@ -177,13 +177,13 @@ WARNING = "A new discriminator starts beside the trained tokenizer of '{}': let 
 def test_a_new_discriminator_beside_a_trained_tokenizer_is_a_warning(
     converted, at_start, tmp_path, caplog, changes, warned
 ):
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         run_recipe("tokenizer", [*SCENES, f"model.path={converted[0]}", *changes], tmp_path / "out")
     assert (WARNING.format(converted[0]) in caplog.text) == warned
 
 
 def test_a_discriminator_that_continues_is_no_warning(with_discriminator, at_start, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         run_recipe("tokenizer", [*SCENES, f"model.path={with_discriminator}"], tmp_path / "out")
     assert "discriminator" not in caplog.text
 

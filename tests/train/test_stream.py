@@ -135,7 +135,7 @@ def test_a_broken_shard_is_left_and_named_and_the_others_are_read(tmp_path, capl
     whole = (folder / "002.parquet").read_bytes()
     (folder / "002.parquet").write_bytes(whole[:-200])
     stream = ExampleStream(DatasetShards(rows, "data"), reader, 0)
-    with caplog.at_level(logging.WARNING, logger="train.data.skipped"):
+    with caplog.at_level(logging.WARNING, logger="ett.data_ett.skipped"):
         assert set(names(stream, 0, 1, 12)) == {f"{number}.png" for number in range(6)}
     assert list(stream.take_skipped()) == ["shard 2 of data"]
     assert "Only its beginning can be read" in caplog.text

@@ -340,7 +340,7 @@ def test_the_gradient_path_is_measured_once_a_log_and_changes_nothing(
 ):
     measured = []
     monkeypatch.setattr(
-        "train.monitoring.gradient_path.measure_gradient_path",
+        "ett.train.monitoring.gradient_path.measure_gradient_path",
         lambda *inputs: measured.append(inputs) or measure_gradient_path(*inputs),
     )
     trained = []
@@ -357,7 +357,7 @@ def test_a_closed_gradient_path_is_warned_of_once_with_the_remedies(
     make_vision_tokenizer, arguments, make_items, caplog
 ):
     model = make_vision_tokenizer(logit_scale=1e6)
-    with caplog.at_level(logging.WARNING, logger="train.monitoring.gradient_path"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.monitoring.gradient_path"):
         make_trainer(model, arguments(max_steps=3), make_items()).train()
     [warning] = [record.getMessage() for record in caplog.records if "gradient_path/ratio" in record.getMessage()]
     assert "lower model.logit_scale, or with model.straight_through_weight above 0" in warning

@@ -178,7 +178,7 @@ def test_the_whole_road_from_a_tokenizers_folder_by_the_command_line(pictures, t
 @pytest.fixture
 def unloaded(monkeypatch):
     """Makes loading a model an error."""
-    monkeypatch.setattr("train.run.build_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ett.train.run.build_model", lambda *args: pytest.fail("a model was loaded"))
 
 
 def test_codes_of_another_tokenizer_are_refused(pictures, make_vision_tokenizer, model_folder, unloaded, tmp_path):

@@ -1,4 +1,4 @@
-"""The reference of all recipe fields: `python -m train.planning.recipe_reference > docs/recipes.md`.
+"""The reference of all recipe fields: `python -m ett.train.planning.recipe_reference > docs/recipes.md`.
 
 Types and defaults are those of the code; meanings are its docstrings and help texts, and [`TRAINER_FIELDS`] for fields
 of transformers.
