@@ -55,10 +55,11 @@ from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
 from .objective.starting_point import find_discriminator, passed_on_discriminator, save_discriminator
+from .parts import train_only
 from .recipes import Recipe, load_recipe
 from .sharding import find_deepspeed_config, whole_weights
 from .tokenized_data import check_tokenized_data
-from .trainer import ETTTrainer, train_only
+from .trainer import ETTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def _run(
             "results": [],
             "history": trainer.state.log_history,
         }
-        if trainer.perceptual is not None:
+        if trainer.vq_loss is not None and trainer.vq_loss.perceptual is not None:
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
             logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
@@ -354,7 +355,7 @@ def finish_folder(
                 partial, trainer.adversary, trainer.state.global_step, kept_discriminator
             )
         except (OSError, SafetensorError) as error:
-            message = trainer.describe_failure(partial, error)
+            message = trainer.checkpoints.describe_failure(partial, error)
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(message) from error
     for path in partial.iterdir():

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import has_length
+from transformers import TrainerCallback, TrainingArguments
 
 from ett.common_ett.files import replacing
 from ett.data_ett.stream import Position, PreparedStream
@@ -68,6 +66,21 @@ class StreamLoader:
             **options,
         )
 
+    @classmethod
+    def of_run(cls, stream: PreparedStream, collator: Callable, batch_size: int, args: TrainingArguments):
+        """One for this process of a run."""
+        return cls(
+            stream,
+            collator,
+            batch_size,
+            args.dataloader_num_workers,
+            args.process_index,
+            args.world_size,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         readers = len(self.positions)
         self.stream.share(self.rank, self.world_size, list(self.positions), self.batches % readers)
@@ -118,61 +131,4 @@ class StreamProgressCallback(TrainerCallback):
         state.epoch = state.global_step / state.max_steps
 
 
-class StreamingTrainer(Trainer):
-    """The trainer's part that reads a [`PreparedStream`] and goes on in it to the last bit, and keeps account of what
-    was skipped; other data sets are [`~transformers.Trainer`]'s."""
-
-    stream_loader: StreamLoader | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._skipped: dict[str, str] = {}
-        if isinstance(self.train_dataset, PreparedStream):
-            # The stream itself goes on where it was: no batch is to be read and thrown away.
-            self.args.ignore_data_skip = True
-            self.add_callback(StreamProgressCallback())
-
-    def skipped(self) -> dict[str, str]:
-        """Rows that were skipped by all processes and their workers, by name, and why. All processes have to ask."""
-        own = self._skipped if self.stream_loader is None else self.stream_loader.skipped
-        return {name: reason for each in gather_object([own]) for name, reason in each.items()}
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        self._skipped |= inputs.get("skipped", {})
-        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != "skipped"})
-
-    def get_train_dataloader(self) -> DataLoader | StreamLoader:
-        if not isinstance(self.train_dataset, PreparedStream):
-            if has_length(self.train_dataset):
-                self.args.check_samples(len(self.train_dataset))
-            collator = self.data_collator
-            self.data_collator = ReportingCollator(collator)
-            loader = super().get_train_dataloader()
-            self.data_collator = collator
-            return loader
-        args = self.args
-        self.stream_loader = StreamLoader(
-            self.train_dataset,
-            self.data_collator,
-            self._train_batch_size,
-            args.dataloader_num_workers,
-            args.process_index,
-            args.world_size,
-            pin_memory=args.dataloader_pin_memory,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        )
-        return self.stream_loader
-
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if self.stream_loader is not None and resume_from_checkpoint is not None:
-            self.stream_loader.load(resume_from_checkpoint)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self.stream_loader is not None:
-            self.stream_loader.save(output_dir)
-
-
-__all__ = ["StreamLoader", "StreamingTrainer"]
+__all__ = ["ReportingCollator", "StreamLoader", "StreamProgressCallback"]

@@ -132,8 +132,8 @@ def test_critics_see_a_part_of_the_batch_where_told_so(make_vision_tokenizer, ar
         def forward(self, pixels, reconstruction):
             return pixels.new_zeros(len(reconstruction))
 
-    trainer.perceptual = Perceptual()
-    for critic in (trainer.adversary.discriminator, trainer.perceptual):
+    trainer.vq_loss.perceptual = Perceptual()
+    for critic in (trainer.adversary.discriminator, trainer.vq_loss.perceptual):
         critic.register_forward_pre_hook(see)
     trainer.train()
     assert sizes == [2, 2, 2, 2]

@@ -56,8 +56,12 @@ def test_training_stops_before_a_step_whose_loss_is_no_number(trainer, spoil, tm
 
 
 def test_the_report_names_the_examples_of_the_micro_batch(trainer, spoil, monkeypatch, tmp_path):
-    names, prepare = [], trainer._prepare_inputs
-    monkeypatch.setattr(trainer, "_prepare_inputs", lambda inputs: names.append(inputs["names"]) or prepare(inputs))
+    names, take = [], trainer.training_step
+    monkeypatch.setattr(
+        trainer,
+        "training_step",
+        lambda model, inputs, *rest: names.append(inputs["names"]) or take(model, inputs, *rest),
+    )
     spoil(trainer, 3, "entropy_loss", math.nan)
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()

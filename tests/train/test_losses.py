@@ -8,9 +8,10 @@ import torch
 import torchvision
 
 from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
+from ett.train.monitoring.figures import codebook_statistics
 from ett.train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
-from ett.train.objective.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
-from ett.train.trainer import codebook_statistics
+from ett.train.objective.perceptual import PERCEPTUAL_WEIGHTS, build_perceptual_loss
+from ett.train.objective.vq_loss import VQLoss
 
 
 def test_the_discriminator_is_the_papers():
@@ -125,18 +126,23 @@ def test_the_perceptual_network_is_frozen_and_passes_gradients_on():
     assert reconstruction.grad.abs().sum() > 0
 
 
-def test_the_terms_of_a_reconstruction_are_given_unweighted():
+def test_the_terms_of_a_reconstruction_are_given_unweighted_and_added_by_their_weights(
+    make_vision_tokenizer, arguments
+):
+    args = arguments(quantization_weight=0.5, entropy_weight=0.1, squared_error_weight=2.0, adversarial_weight=0.0)
     pixels, reconstruction = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.25)
     quantized = IBQQuantizerOutput(
         embeddings=None, codes=None, quantization_loss=torch.tensor(2.0), entropy_loss=torch.tensor(-3.0)
     )
-    losses = reconstruction_losses(pixels, reconstruction, quantized)
-    assert {name: value.item() for name, value in losses.items()} == {
-        "reconstruction": 0.25,
-        "squared_error": 0.0625,
-        "quantization": 2.0,
-        "entropy": -3.0,
+    loss, figures = VQLoss(make_vision_tokenizer(), args)(pixels, reconstruction, quantized, step=0)
+    assert {name: value.item() for name, value in figures.items()} == {
+        "reconstruction_loss": 0.25,
+        "squared_error_loss": 0.0625,
+        "quantization_loss": 2.0,
+        "entropy_loss": -3.0,
+        "vq_loss": loss.item(),
     }
+    assert loss.item() == pytest.approx(0.25 + 2 * 0.0625 + 0.5 * 2.0 - 0.1 * 3.0)
 
 
 @pytest.mark.parametrize(

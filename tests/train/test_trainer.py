@@ -8,7 +8,7 @@ import torch
 from ett.data_ett.preparation import replace_pixels
 from ett.modeling_ett.gradient_path import measure_gradient_path
 from ett.train import ETTCollator, ETTTrainingArguments, train_only
-from ett.train.trainer import mean_by_name
+from ett.train.monitoring.figures import mean_by_name
 
 from .trainers import changed, gradients_after_one_step, make_trainer, one_step, snapshot
 
@@ -154,10 +154,11 @@ def test_under_bfloat16_all_losses_of_the_tokenizer_are_in_single_precision(make
     model = make_model()
     train_only(model, ["vision_tokenizer", "projector", "language_model"])
     trainer = make_trainer(model, arguments(bf16=True, max_steps=1, per_device_train_batch_size=4), make_items())
-    vq_loss, trainer._vq_loss = trainer._vq_loss, lambda *inputs: seen.update(inputs=inputs) or vq_loss(*inputs)
+    vq_loss, trainer.vq_loss = trainer.vq_loss, lambda *inputs: seen.update(inputs=inputs) or vq_loss(*inputs)
+    trainer.vq_loss.perceptual = None
     record, trainer._record = trainer._record, lambda name, value: seen.update({name: value}) or record(name, value)
     trainer.train()
-    pixels, reconstruction, quantized = seen.pop("inputs")
+    pixels, reconstruction, quantized, *_ = seen.pop("inputs")
     assert pixels.dtype == reconstruction.dtype == torch.float32
     assert torch.equal(reconstruction, reconstruction.bfloat16().float()), "the networks are in half precision"
     assert quantized.quantization_loss.dtype == quantized.entropy_loss.dtype == torch.float32
@@ -205,10 +206,10 @@ def test_cut_off_from_captions_the_tokenizer_learns_by_alpha_times_the_vq_loss_a
         train_only(model, ["vision_tokenizer", "projector", "language_model"])
         args = one_step(arguments, 4, 1, alpha=0.7, entropy_weight=0.3, caption_gradient_to_tokenizer=kind == "whole")
         trainer = make_trainer(model, args, make_items())
-        trainer._get_num_items_in_batch([batch], args.device)
+        trainer.get_batch_samples(iter([batch]), 1, args.device)
         if kind == "vq loss":
             output = model(**batch, return_reconstruction=True)
-            loss = 0.7 * trainer._vq_loss(batch["pixel_values"], output.reconstruction, output.quantized)
+            loss = 0.7 * trainer.vq_loss(batch["pixel_values"], output.reconstruction, output.quantized, 0)[0]
         else:
             loss = trainer.compute_loss(model, dict(batch))
         loss.backward()

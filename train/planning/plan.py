@@ -29,11 +29,11 @@ from ..models.building import check_visual_embedding, new_language_model, requir
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
-from ..objective.losses import random_perceptual_loss
+from ..objective.perceptual import random_perceptual_loss
 from ..objective.starting_point import DiscriminatorStart, find_discriminator
+from ..parts import model_parts, train_only
 from ..recipes import NEW_MODEL, DataSection, Recipe, load_recipe
 from ..run import training_arguments
-from ..trainer import model_parts, train_only
 from .flops import StepFlops, peak_flops
 from .footprint import activation_bytes
 

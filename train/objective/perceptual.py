@@ -1,4 +1,4 @@
-"""Equation 1 of the paper: what a reconstruction costs, term by term."""
+"""The perceptual loss: LPIPS, whose networks are read without unpickling."""
 
 import logging
 import pickle
@@ -8,8 +8,6 @@ import lpips
 import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
-
-from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -62,25 +60,4 @@ def random_perceptual_loss(network: str) -> lpips.LPIPS:
         return lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
 
 
-def reconstruction_losses(
-    pixels: torch.Tensor,
-    reconstruction: torch.Tensor,
-    quantized: IBQQuantizerOutput,
-) -> dict[str, torch.Tensor]:
-    """The terms of equation 1 that need no other network, unweighted, each of shape `()`; and the squared error, which
-    a small tokenizer may add to learn colours sooner.
-
-    Args:
-        pixels, reconstruction (`torch.Tensor` of shape `(batch_size, 3, H, W)`): In `[-1, 1]`.
-        quantized: The quantizer's output, with its losses.
-    """
-    losses = {
-        "reconstruction": (pixels - reconstruction).abs().mean(),
-        "squared_error": (pixels - reconstruction).square().mean(),
-        "quantization": quantized.quantization_loss,
-        "entropy": quantized.entropy_loss,
-    }
-    return losses
-
-
-__all__ = ["build_perceptual_loss", "random_perceptual_loss", "reconstruction_losses"]
+__all__ = ["build_perceptual_loss", "random_perceptual_loss"]
