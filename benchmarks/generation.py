@@ -17,10 +17,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,8 +34,6 @@ from transformers import (
 )
 
 from ett import ETTForConditionalGeneration, ETTProcessor, IBQModel
-from ett.modeling_ett import generation_ett
-from ett.modeling_ett.thin_products import ThinProducts
 from ett.train import library_versions
 
 CODES, WIDTH, VOCABULARY, PROMPT = 16384, 1536, 1024, 32
@@ -165,14 +161,6 @@ def shares(model: ETTForConditionalGeneration, codes: int) -> dict[str, float]:
     return {name: events[name] / total for name in largest}
 
 
-def describe_ways() -> dict[str, str]:
-    """The way that products of each size took, by `rows x out x in`."""
-    return {
-        f"{key[0]} x {key[1]} x {key[2]}, {str(key[3]).removeprefix('torch.')}": way.__name__
-        for key, way in sorted(ThinProducts.fastest.items(), key=str)
-    }
-
-
 def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: int) -> list[dict[str, float]]:
     """Sampled pictures of a trained model, one after the other: codes a second, and codes a forward pass."""
     model = ETTForConditionalGeneration.from_pretrained(folder).eval()
@@ -255,14 +243,6 @@ def main():
             )
         results[f"shares_{results['rows'][-1]['dtype']}"] = where = shares(ours, options.codes)
         print("  where ours goes: " + ", ".join(f"{name} {share:.0%}" for name, share in where.items()), flush=True)
-        if dtype == torch.float32:
-            drawn = draw_ours(ours, 1, options.codes)
-            with mock.patch.object(generation_ett, "thin_products", lambda *_: nullcontext()):
-                results["same_codes"] = torch.equal(draw_ours(ours, 1, options.codes), drawn)
-            print(f"  same codes with the usual products: {results['same_codes']}", flush=True)
-    results["ways"] = describe_ways()
-    for size, way in results["ways"].items():
-        print(f"  {size}: {way}")
     if options.drawing_model:
         results["windows"] = measure_windows(options.drawing_model, options.windows, options.pictures, options.turns)
         print(f"{'window':<11}{'codes a second':>17}{'codes a pass':>14}{'same pictures':>15}")

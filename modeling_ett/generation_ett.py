@@ -19,7 +19,6 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from .sampling_ett import CodeSampler
-from .thin_products import has_large_matrices, thin_products
 
 _STATIC_CACHES: WeakKeyDictionary[torch.nn.Module, StaticCache] = WeakKeyDictionary()
 
@@ -281,7 +280,7 @@ class ImageGenerationMixin:
         # Guesses beyond the picture are scored, too, and there the context may have ended.
         last_position = position_ids[:, :1] + num_codes - 2
         if compile_config is None:
-            step = self._eager_step if has_large_matrices(self.model.language_model) else self._step
+            step = self._step
             cache.reorder_cache(rows)
             if jacobi_window > 1:
                 cache.activate_past_recording()
@@ -367,12 +366,6 @@ class ImageGenerationMixin:
             return scores
         conditional, empty = scores.chunk(2)
         return empty + guidance_scale * (conditional - empty)
-
-    def _eager_step(
-        self, codes: torch.LongTensor, places: torch.LongTensor, width: int, attention_mask: torch.Tensor, *args
-    ) -> torch.FloatTensor:
-        with thin_products(len(attention_mask) * codes.shape[1], self.visual_head.weight):
-            return self._step(codes, places, width, attention_mask, *args)
 
     def _compiled_step(self, compile_config: CompileConfig) -> Callable[..., torch.FloatTensor]:
         compiled = torch.compile(self._step, **compile_config.to_dict())

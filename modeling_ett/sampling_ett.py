@@ -1,4 +1,4 @@
-"""Choosing a picture's codes by their scores, without sorting them and without waiting for a value."""
+"""Choosing an image's codes by their scores, without waiting for a value."""
 
 import torch
 
@@ -76,14 +76,10 @@ class CodeSampler:
 
 def nucleus_threshold(probabilities: torch.FloatTensor, top_p: float) -> torch.FloatTensor:
     """The least probability `(..., 1)` in the smallest set of a row of `probabilities` `(..., K)` that sums to `top_p`
-    or more, of float32. Found by halving the range of all floats from 0 to 1, whose bits are in their order."""
-    low = torch.zeros_like(probabilities[..., :1], dtype=torch.int32)
-    high = torch.ones_like(probabilities[..., :1]).view(torch.int32)
-    for _ in range(31):
-        middle = (low + high + 1) // 2
-        mass = probabilities.masked_fill(probabilities < middle.view(torch.float32), 0).sum(dim=-1, keepdim=True)
-        low, high = torch.where(mass >= top_p, middle, low), torch.where(mass >= top_p, high, middle - 1)
-    return low.view(torch.float32)
+    or more."""
+    ordered = probabilities.sort(dim=-1, descending=True).values
+    is_surplus = ordered.cumsum(dim=-1) - ordered >= top_p
+    return ordered.masked_fill(is_surplus, 1).amin(dim=-1, keepdim=True)
 
 
 __all__ = ["CodeSampler", "nucleus_threshold"]
