@@ -1,11 +1,9 @@
-"""Data sets of image codes, which `ett tokenize` makes of pictures: a frozen tokenizer gives the same codes for ever.
+"""Datasets of image codes, which `ett tokenize` makes of images: a frozen tokenizer gives the same codes for ever.
 
-Of a row's pictures there are the column `image_codes`, the bits of all their codes one after the other, and
-`image_codes_shape`, `(num_images, h, w)`. The folder's `tokenization.json` says which tokenizer made them.
+The column `image_codes` is a list of the row's images, each a list of rows of codes. The folder's `tokenization.json`
+says which tokenizer made them.
 """
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import torch
 from .shards import read_record
 
 TOKENIZATION_NAME = "tokenization.json"
+FORMAT = 2
+"""Number of the layout, which the record holds; the first one had codes as packed bits."""
+
 CODES_FEATURES = datasets.Features(
-    {
-        "image_codes": datasets.Value("binary"),
-        "image_codes_shape": datasets.List(datasets.Value("int32"), length=3),
-    }
+    {"image_codes": datasets.List(datasets.List(datasets.List(datasets.Value("int32"))))}
 )
 
 
@@ -30,12 +28,17 @@ def is_tokenized(path: str | Path) -> bool:
 
 
 def read_tokenization(path: str | Path) -> dict[str, Any]:
-    """What made a folder's codes: `fingerprint`, `num_codes`, `model`, `image_size` and other settings.
+    """What made a folder's codes: `fingerprint`, `num_codes`, `model`, `preprocessing` and other settings.
 
     Raises:
-        ValueError: Its `tokenization.json` is damaged.
+        ValueError: Its `tokenization.json` is damaged, or its codes have another layout.
     """
-    return read_record(path, TOKENIZATION_NAME)
+    record = read_record(path, TOKENIZATION_NAME)
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"'{path}' holds codes in the layout of another version; make them again with `ett tokenize`."
+        )
+    return record
 
 
 def fit_of_codes(record: dict[str, Any]) -> str:
@@ -44,73 +47,38 @@ def fit_of_codes(record: dict[str, Any]) -> str:
     return "crop" if crop == "centre" else crop
 
 
-def bits_per_code(num_codes: int) -> int:
-    """Bits that hold any of so many codes.
-
-    >>> bits_per_code(131072), bits_per_code(131073), bits_per_code(1)
-    (17, 18, 1)
-    """
-    return max(1, (num_codes - 1).bit_length())
+def codes_to_row(codes: torch.LongTensor | None) -> dict[str, Any]:
+    """The column of a row's images, of which there may be none: `codes` is `(num_images, h, w)`."""
+    return {"image_codes": [] if codes is None else codes.tolist()}
 
 
-def pack_codes(codes: torch.LongTensor | np.ndarray, num_codes: int) -> bytes:
-    """Codes of any shape, in `[0, num_codes)`, to [`bits_per_code`] bits each, highest bit first, in raster order; the
-    last byte is filled up with zeros.
-
-    For 131,072 codes these are 2,176 bytes for 32 x 32 codes. Parquet's own encodings of integers take from 2,251
-    (byte stream split and zstd) to 3,393 bytes (its default and zstd) for the evenly used codes of a good tokenizer.
+def row_to_codes(row: dict[str, Any], num_codes: int) -> torch.LongTensor:
+    """The codes `(num_images, h, w)` of a row's images.
 
     Raises:
-        ValueError: A code is out of range.
+        ValueError: They are no grid, or a code is out of range.
     """
-    codes = np.asarray(codes)
-    if codes.size and not 0 <= codes.min() <= codes.max() < num_codes:
-        raise ValueError(f"Codes lie between {codes.min()} and {codes.max()}; expected 0 to {num_codes - 1}.")
-    octets = codes.astype(">u4").reshape(-1, 1).view(np.uint8)
-    return np.packbits(np.unpackbits(octets, axis=1)[:, -bits_per_code(num_codes) :]).tobytes()
-
-
-def unpack_codes(packed: bytes, shape: Sequence[int], num_codes: int) -> torch.LongTensor:
-    """What [`pack_codes`] packed.
-
-    Raises:
-        ValueError: There are more or fewer bytes than the shape needs, or a code is out of range.
-    """
-    count, bits = math.prod(shape), bits_per_code(num_codes)
-    expected = math.ceil(count * bits / 8)
-    if len(packed) != expected:
+    if not row["image_codes"]:
+        return torch.zeros(0, 0, 0, dtype=torch.long)
+    try:
+        codes = torch.from_numpy(np.array(row["image_codes"], dtype=np.int64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Its 'image_codes' are no grid of codes ({error}). The data are damaged.") from error
+    if codes.ndim != 3 or not 0 <= codes.min() <= codes.max() < num_codes:
         raise ValueError(
-            f"Codes of shape {tuple(shape)} with {bits} bits each take {expected} bytes; there are {len(packed)}. "
-            "Were they packed for another number of codes?"
+            f"Its 'image_codes' have shape {tuple(codes.shape)} and lie between {codes.min()} and {codes.max()}; "
+            f"expected images, rows and columns, and 0 to {num_codes - 1}. The data are damaged."
         )
-    flags = np.zeros((count, 32), np.uint8)
-    flags[:, 32 - bits :] = np.unpackbits(np.frombuffer(packed, np.uint8), count=count * bits).reshape(count, bits)
-    codes = np.packbits(flags, axis=1).view(">u4").astype(np.int64).reshape(shape)
-    if count and codes.max() >= num_codes:
-        raise ValueError(f"There is a code {codes.max()}; expected 0 to {num_codes - 1}. The data are damaged.")
-    return torch.from_numpy(codes)
-
-
-def pack_row(codes: torch.LongTensor | None, num_codes: int) -> dict[str, Any]:
-    """The columns of a row's pictures, of which there may be none: `codes` is `(num_images, h, w)`."""
-    codes = torch.zeros(0, 0, 0, dtype=torch.long) if codes is None else codes
-    return {"image_codes": pack_codes(codes, num_codes), "image_codes_shape": list(codes.shape)}
-
-
-def unpack_row(row: dict[str, Any], num_codes: int) -> torch.LongTensor:
-    """The codes `(num_images, h, w)` of a row's pictures."""
-    return unpack_codes(row["image_codes"], row["image_codes_shape"], num_codes)
+    return codes
 
 
 __all__ = [
     "CODES_FEATURES",
+    "FORMAT",
     "TOKENIZATION_NAME",
-    "bits_per_code",
+    "codes_to_row",
     "fit_of_codes",
     "is_tokenized",
-    "pack_codes",
-    "pack_row",
     "read_tokenization",
-    "unpack_codes",
-    "unpack_row",
+    "row_to_codes",
 ]

@@ -13,7 +13,7 @@ from PIL import Image
 from ett.processing_ett import ImageError, MissingImageError
 
 from .captions import caption_texts
-from .codes import CODES_FEATURES, is_tokenized, read_tokenization, unpack_row
+from .codes import CODES_FEATURES, is_tokenized, read_tokenization, row_to_codes
 from .conversations import ExampleError, read_conversation
 from .filters import Columns
 from .image_rows import (
@@ -86,7 +86,7 @@ class RowReader:
         row, cell = self._open(row)
         texts = self._texts(row, self._num_pictures(row, cell), name)
         if self.num_codes is not None:
-            return {"name": name, "image_codes": unpack_row(row, self.num_codes), **texts}
+            return {"name": name, "image_codes": row_to_codes(row, self.num_codes), **texts}
         return {"name": name, "images": self._images(cell, name), **texts}
 
     def check(self, rows: Iterable[dict[str, Any]]):
@@ -144,7 +144,7 @@ class RowReader:
             raise
 
     def _num_pictures(self, row: dict[str, Any], cell: Any) -> int:
-        return len(picture_cells(cell)) if self.num_codes is None else row["image_codes_shape"][0]
+        return len(picture_cells(cell)) if self.num_codes is None else len(row["image_codes"])
 
     def _texts(self, row: dict[str, Any], num_pictures: int, name: str) -> dict[str, Any]:
         if self.task == "chat":

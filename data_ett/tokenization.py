@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ett.modeling_ett.modeling_ibq import IBQModel
 from ett.processing_ett import ETTImageProcessor, ImageError
 
-from .codes import CODES_FEATURES, TOKENIZATION_NAME, pack_row
+from .codes import CODES_FEATURES, FORMAT, TOKENIZATION_NAME, codes_to_row
 from .fingerprint import fingerprint, preprocessing
 from .image_rows import load_rows, open_pictures, picture_name
 from .preparation import picture_levels, replace_pixels
@@ -94,10 +94,11 @@ def tokenize_data_set(
                 if isinstance(item, dict):
                     codes = item.get("image_codes")
                     num_pictures += 0 if codes is None else len(codes)
-                    item = {**item["row"], **pack_row(codes, num_codes)}
+                    item = {**item["row"], **codes_to_row(codes)}
                 yield item
 
     settings = {
+        "format": FORMAT,
         "fingerprint": fingerprint(tokenizer, image_processor),
         "num_codes": num_codes,
         "model": model,
