@@ -178,7 +178,7 @@ class ImageGenerationMixin:
         compile_config: CompileConfig | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
     ) -> Iterator[tuple[torch.LongTensor, torch.FloatTensor]]:
         """Draws pictures for prompts code by code, in raster order; who stops listening stops the drawing. The paper's
         `top_k` and `top_p` (section 4.3) are the defaults: every code, `top_p` 1. It names no guidance scale.
@@ -202,7 +202,7 @@ class ImageGenerationMixin:
                 of 1, but for rounding.
             compile_config (`CompileConfig`, *optional*): Compile a step by `torch.compile` with these options, over a
                 static cache that the model keeps for the next drawing; with the default options it is one CUDA graph.
-            pixel_values, image_codes, image_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
+            pixel_values, image_codes, codebook_embeds: Pictures in the prompts, as [`ETTModel`] takes them.
 
         Yields:
             The next code of each picture, `(num_pictures,)`, and the guided scores `(num_pictures, K)` that it was
@@ -215,7 +215,7 @@ class ImageGenerationMixin:
         """
         self.require_visual_head()
         height, width = self._code_grid(image_size)
-        pictures = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
+        pictures = {"pixel_values": pixel_values, "image_codes": image_codes, "codebook_embeds": codebook_embeds}
         self._check_prompts(input_ids, attention_mask, pictures, height * width)
         num_pictures = len(input_ids) * num_images_per_prompt
         self._check_drawing(input_ids, num_pictures, generator, temperature, top_k, top_p, guidance_scale)
@@ -397,7 +397,7 @@ class ImageGenerationMixin:
     ):
         length = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
         self.config.check_context(length, num_codes)
-        if all(given.get(name) is None for name in ("pixel_values", "image_codes", "image_embeds")):
+        if all(given.get(name) is None for name in ("pixel_values", "image_codes", "codebook_embeds")):
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders:
                 raise ValueError(

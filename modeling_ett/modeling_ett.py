@@ -7,7 +7,6 @@
 """
 
 import copy
-import inspect
 import json
 import math
 import os
@@ -18,17 +17,31 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils import cached_file
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
+from .joining_ett import check_parts, check_same_logits
 from .loading_ett import one_sentence
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
 from .scoring_head import ScoringHead, summed_cross_entropy
+
+
+@dataclass
+class ETTImageFeatures(BaseModelOutputWithPooling):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(num_images, num_codes, D)`): Codebook embeddings in raster order;
+            none of an "index" model.
+        pooler_output (`torch.Tensor` of shape `(num_images, num_codes, C)`): The projected images, image by image.
+        quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
+    """
+
+    quantized: IBQQuantizerOutput | None = None
 
 
 @dataclass
@@ -265,39 +278,38 @@ class ETTModel(ETTPreTrainedModel):
         width = math.isqrt(num_codes)
         if width * width != num_codes:
             raise ValueError(
-                f"image_embeds hold {num_codes} codes an image, from which code_positions cannot tell rows and "
+                f"codebook_embeds hold {num_codes} codes an image, from which code_positions cannot tell rows and "
                 "columns; give image_codes or pixel_values for images that are not square."
             )
         return width
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
-        detach_image_embeds: bool = False,
-    ) -> tuple[torch.FloatTensor, IBQQuantizerOutput | None]:
+        codebook_embeds: torch.FloatTensor | None = None,
+        detach_codebook_embeds: bool = False,
+        **kwargs,
+    ) -> tuple | ETTImageFeatures:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(num_images, 3, H, W)`, in `[-1, 1]`), or
             image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
-            image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
+            codebook_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
                 order.
-            detach_image_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of the
-                language model then train the projector and not the tokenizer.
-
-        Returns:
-            The projected images `(num_images, height * width, C)`, and for `pixel_values` the tokenizer's output.
+            detach_codebook_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of
+                the language model then train the projector and not the tokenizer.
 
         Raises:
             ValueError: Not exactly one of the three is given, embeddings are given to an "index" model, or with
                 `code_positions` embeddings of images that are not square, or images of more codes a side than the
                 model was made for.
         """
-        given = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
+        given = {"pixel_values": pixel_values, "image_codes": image_codes, "codebook_embeds": codebook_embeds}
         names = [name for name, value in given.items() if value is not None]
         if len(names) != 1:
-            raise ValueError(f"Give pictures as one of {', '.join(given)}; given: {', '.join(names) or 'none'}.")
+            raise ValueError(f"Give images as one of {', '.join(given)}; given: {', '.join(names) or 'none'}.")
         quantized = None
         if pixel_values is not None:
             quantized = self.quantize_pixels(pixel_values)
@@ -305,23 +317,26 @@ class ETTModel(ETTPreTrainedModel):
         if self.config.visual_embedding == "index":
             if image_codes is None:
                 raise ValueError(
-                    'image_embeds were given to a model with visual_embedding="index", which has its own embedding '
+                    'codebook_embeds were given to a model with visual_embedding="index", which has its own embedding '
                     "for each code; give image_codes or pixel_values."
                 )
-            return self.index_embedding(image_codes.flatten(1)), quantized
+            return ETTImageFeatures(pooler_output=self.index_embedding(image_codes.flatten(1)), quantized=quantized)
         if quantized is not None:
-            image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
+            codebook_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
         elif image_codes is not None:
-            image_embeds = self._flat_embeddings(image_codes)
-        num_codes = image_embeds.shape[1]
+            codebook_embeds = self._flat_embeddings(image_codes)
+        num_codes = codebook_embeds.shape[1]
         if image_codes is not None:
             width = image_codes.shape[-1]
         else:
             width = self._width(num_codes) if self.config.code_positions else num_codes
         self.check_grid(num_codes // width, width)
-        places = torch.arange(num_codes, device=image_embeds.device)
-        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds, places, width), quantized
+        places = torch.arange(num_codes, device=codebook_embeds.device)
+        embeddings = codebook_embeds.detach() if detach_codebook_embeds else codebook_embeds
+        projected = self.projector(embeddings, places, width)
+        return ETTImageFeatures(last_hidden_state=codebook_embeds, pooler_output=projected, quantized=quantized)
 
+    @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
@@ -329,14 +344,14 @@ class ETTModel(ETTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        detach_image_embeds: bool = False,
+        detach_codebook_embeds: bool = False,
         **kwargs,
-    ) -> ETTModelOutputWithPast:
-        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_image_embeds`; their embeddings
+    ) -> tuple | ETTModelOutputWithPast:
+        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_codebook_embeds`; their embeddings
         replace, in order, the placeholders `config.image_token_id` in `input_ids`.
 
         Raises:
@@ -348,10 +363,11 @@ class ETTModel(ETTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_features = quantized = None
-        if not (pixel_values is None and image_codes is None and image_embeds is None):
-            image_features, quantized = self.get_image_features(
-                pixel_values, image_codes, image_embeds, detach_image_embeds
+        if not (pixel_values is None and image_codes is None and codebook_embeds is None):
+            features = self.get_image_features(
+                pixel_values, image_codes, codebook_embeds, detach_codebook_embeds, return_dict=True
             )
+            image_features, quantized = features.pooler_output, features.quantized
             placeholders = self.placeholder_mask(input_ids, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(
                 placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -361,6 +377,7 @@ class ETTModel(ETTPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=cache,
+            return_dict=True,
             **kwargs,
         )
         return ETTModelOutputWithPast(
@@ -447,39 +464,20 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
-            TypeError: `language_model` has no head, or one that does more than multiply, is of a family that takes no
-                embeddings or cannot be built from its configuration, or `vision_tokenizer` is no [`IBQModel`].
+            TypeError: See [`check_parts`] and [`check_same_logits`].
         """
-        head = language_model.get_output_embeddings()
-        if head is None:
-            raise TypeError(
-                f"{type(language_model).__name__} has no language-modelling head; load it with AutoModelForCausalLM."
-            )
-        text_config = language_model.config
-        scaling = getattr(text_config, "logits_scaling", 1.0) or 1.0
-        if (
-            head.state_dict().keys() != {"weight"}
-            or getattr(text_config, "final_logit_softcapping", None)
-            or scaling != 1.0
-        ):
-            raise TypeError(
-                f"{type(language_model).__name__} adds to, scales or caps what its head's matrix gives; ETT supports "
-                "heads without, such as those of Qwen, Llama, SmolLM and Gemma 1 and 3."
-            )
-        if type(vision_tokenizer).__name__ != IBQModel.__name__:
-            raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
+        check_parts(language_model, vision_tokenizer)
         vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
         text_config = language_model.config.to_dict()
         if processor is not None:
             names = ("image_token_id", "image_start_token_id", "image_end_token_id")
             config_kwargs = {**{name: getattr(processor, name) for name in names}, **config_kwargs}
-        _require_base_model(language_model)
         model = cls(ETTConfig(text_config=text_config, vq_config=vq_config, **config_kwargs))
         model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
         model.tie_weights()
-        _require_same_logits(model, language_model)
+        check_same_logits(model, language_model)
         if language_model.generation_config is not None:
             model.generation_config = language_model.generation_config
         if processor is not None:
@@ -504,6 +502,10 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def get_image_features(self, pixel_values: torch.FloatTensor | None = None, **kwargs) -> tuple | ETTImageFeatures:
+        """As [`ETTModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
     def set_output_embeddings(self, value: nn.Module):
         if not isinstance(value, ScoringHead):
             # Resizing makes a plain layer.
@@ -512,6 +514,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             value.weight = weight
         self.lm_head = value
 
+    @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
@@ -519,7 +522,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
@@ -530,7 +533,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         num_items_in_batch: torch.Tensor | None = None,
         skip_logits: bool | None = None,
         **kwargs,
-    ) -> ETTCausalLMOutputWithPast:
+    ) -> tuple | ETTCausalLMOutputWithPast:
         """
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
@@ -549,10 +552,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_codes=image_codes,
-            image_embeds=image_embeds,
+            codebook_embeds=codebook_embeds,
             position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -612,7 +616,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         input_ids: torch.LongTensor,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         is_first_iteration: bool = False,
         **kwargs,
@@ -622,7 +626,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         )
         # Later steps find the pictures in the cache.
         if is_first_iteration or not kwargs.get("use_cache", True):
-            model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, image_embeds=image_embeds)
+            model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, codebook_embeds=codebook_embeds)
         return model_inputs
 
     def _expand_inputs_for_generation(
@@ -633,7 +637,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         **model_kwargs,
     ):
         """As in every model, but with a text all of its pictures are repeated, however many it has."""
-        names = ("pixel_values", "image_codes", "image_embeds")
+        names = ("pixel_values", "image_codes", "codebook_embeds")
         pictures = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         if expand_size > 1 and len(pictures) == 1 and model_kwargs.get("inputs_embeds") is None:
             [(name, values)] = pictures.items()
@@ -650,70 +654,11 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         return input_ids, {**model_kwargs, **pictures}
 
 
-PROBE_LENGTH = 4
-"""Tokens by which two language models are compared."""
-
-
-def _unsupported(language_model: PreTrainedModel, reason: str) -> TypeError:
-    return TypeError(
-        f"{type(language_model).__name__} {reason}; choose a decoder-only language model such as Qwen2, Llama, "
-        "SmolLM3 or Gemma 3."
-    )
-
-
-def _require_base_model(language_model: PreTrainedModel):
-    """Raises `TypeError` where `AutoModel` cannot build the model below a language model's head from its
-    configuration, or where that takes other weights or inputs. Nothing is computed, and no memory is needed."""
-    try:
-        config = AutoConfig.for_model(**language_model.config.to_dict())
-        with torch.device("meta"):
-            found = AutoModel.from_config(config)
-        head_shape = (config.vocab_size, config.hidden_size)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unsupported(language_model, "has no model without head that AutoModel builds") from error
-    if tuple(language_model.get_output_embeddings().weight.shape) != head_shape:
-        raise _unsupported(language_model, f"has a head of another shape than {head_shape[0]} x {head_shape[1]}")
-    own, expected = language_model.base_model.state_dict(), found.state_dict()
-    if own.keys() != expected.keys() or any(own[name].shape != value.shape for name, value in expected.items()):
-        raise _unsupported(language_model, f"keeps other weights than the {type(found).__name__} of its configuration")
-    parameters = inspect.signature(found.forward).parameters
-    if missing := sorted({"inputs_embeds", "attention_mask"} - parameters.keys()):
-        raise _unsupported(language_model, f"takes no {' and no '.join(missing)}, as which images are given to it")
-
-
-@torch.no_grad()
-def _require_same_logits(model: "ETTForConditionalGeneration", language_model: PreTrainedModel):
-    """Raises `TypeError` where a model scores a few tokens otherwise than the language model it was made of, which
-    then scales its embeddings, hidden states or logits in a way that is not the head's. Without weights (on the meta
-    device) nothing is compared."""
-    parameters = [*model.parameters(), *language_model.parameters()]
-    if any(parameter.is_meta for parameter in parameters):
-        return
-    vocab_size = language_model.get_output_embeddings().weight.shape[0]
-    ids = torch.arange(1, PROBE_LENGTH + 1)[None] * max(1, vocab_size // (PROBE_LENGTH + 1)) % vocab_size
-    scores = []
-    for one in (model, language_model):
-        was_training = one.training
-        one.eval()
-        try:
-            scores.append(one(input_ids=ids.to(one.device), use_cache=False).logits.double().cpu())
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise _unsupported(language_model, "does not run on embeddings and an attention mask alone") from error
-        finally:
-            one.train(was_training)
-    found, expected = scores
-    # Half precision rounds in each layer; scales and shifts that matter are larger.
-    tolerance = 0.1 if any(parameter.dtype.itemsize < 4 for parameter in parameters) else 1e-3
-    if found.shape != expected.shape or not (found - expected).abs().max() <= tolerance * expected.abs().max():
-        raise _unsupported(
-            language_model, "scales or shifts what its layers and its head's matrix give, in a way that ETT does not"
-        )
-
-
 __all__ = [
     "CodePositions",
     "ETTCausalLMOutputWithPast",
     "ETTForConditionalGeneration",
+    "ETTImageFeatures",
     "ETTModel",
     "ETTModelOutputWithPast",
     "ETTPreTrainedModel",

@@ -170,7 +170,7 @@ class ETTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_codes", "image_embeds"]
+        return [*super().model_input_names, "image_codes", "codebook_embeds"]
 
     def __call__(
         self,
@@ -202,7 +202,8 @@ class ETTProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape
             `(batch_size, length)`, and for pictures `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]`, or
-            `image_codes` `(num_images, h, w)` of int64, or `image_embeds` `(num_images, h * w, dim)` in raster order.
+            `image_codes` `(num_images, h, w)` of int64, or `codebook_embeds` `(num_images, h * w, dim)`, in raster
+            order.
 
         Raises:
             ImageError: A picture cannot be used.
@@ -252,7 +253,7 @@ class ETTProcessor(ProcessorMixin):
             as_tensor = isinstance(pixels, torch.Tensor)
             codes, embeddings = self._tokenize(pixels if as_tensor else torch.from_numpy(np.stack(pixels)))
             chosen = {"image_codes": codes} if return_codes else {}
-            chosen |= {"image_embeds": embeddings} if return_embeddings else {}
+            chosen |= {"codebook_embeds": embeddings} if return_embeddings else {}
             features.update({name: value if as_tensor else value.numpy() for name, value in chosen.items()})
         return features
 

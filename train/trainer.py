@@ -319,7 +319,7 @@ class ETTTrainer(Trainer):
                     **inputs,
                     num_items_in_batch=num_items_in_batch,
                     return_reconstruction=self.tunes_tokenizer and model.training,
-                    detach_image_embeds=not self.args.caption_gradient_to_tokenizer,
+                    detach_codebook_embeds=not self.args.caption_gradient_to_tokenizer,
                     skip_logits=True,
                     use_cache=False,
                 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ett.modeling_ett.configuration_ett import ETTConfig
 from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
@@ -38,7 +39,7 @@ def test_pixels_codes_and_embeddings_give_the_same_logits(make_model, make_visio
     embeddings = quantized.embeddings.flatten(2).transpose(1, 2)
     expected = logits(model, inputs, pixel_values=pixels)
     assert torch.equal(logits(model, inputs, image_codes=quantized.codes), expected)
-    assert torch.equal(logits(model, inputs, image_embeds=embeddings), expected)
+    assert torch.equal(logits(model, inputs, codebook_embeds=embeddings), expected)
 
 
 def test_other_pixels_give_other_logits(make_model, inputs):
@@ -84,7 +85,7 @@ def test_detached_embeddings_keep_the_caption_loss_from_the_tokenizer_alone(make
         if given == "image_codes":
             images = {"image_codes": model.model.quantize_pixels(**images).codes}
         labelled = {name: inputs[name] for name in ("input_ids", "labels")}
-        model(**labelled, **images, detach_image_embeds=detach).loss.backward()
+        model(**labelled, **images, detach_codebook_embeds=detach).loss.backward()
         assert bool(reached(model)) is not detach
         parts = (model.model.projector, model.model.language_model)
         gradients.append([parameter.grad for part in parts for parameter in part.parameters()])
@@ -101,7 +102,7 @@ def test_with_indices_the_caption_loss_does_not_reach_the_tokenizer(make_model, 
 def test_with_indices_the_language_model_sees_a_row_of_its_own_width_for_each_code(make_model):
     model = make_model(visual_embedding="index").model
     codes = torch.tensor([[[3, 0], [31, 3]]])
-    features, _ = model.get_image_features(image_codes=codes)
+    features = model.get_image_features(image_codes=codes).pooler_output
     assert torch.equal(features, model.index_embedding.weight[[3, 0, 31, 3]].unsqueeze(0))
     assert model.index_embedding.weight.shape == (32, 32) and not hasattr(model, "projector")
 
@@ -121,7 +122,7 @@ def test_with_indices_the_codes_matter_and_the_codebook_does_not(make_model, inp
     model.model.vision_tokenizer.quantize.embedding.weight.data.neg_()
     assert torch.equal(logits(model, inputs, image_codes=codes), expected)
     with pytest.raises(ValueError, match="own embedding for each code"):
-        logits(model, inputs, image_embeds=torch.zeros(2, 16, 8))
+        logits(model, inputs, codebook_embeds=torch.zeros(2, 16, 8))
 
 
 def test_a_frozen_tokenizer_gets_no_graph_and_no_losses(make_model, inputs):
@@ -347,7 +348,7 @@ def positioned(make_model):
 
 
 def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
-    features = positioned.model.get_image_features(image_codes=torch.zeros(1, 2, 3, dtype=torch.long))[0][0]
+    features = positioned.model.get_image_features(image_codes=torch.zeros(1, 2, 3, dtype=torch.long)).pooler_output[0]
     assert len(features.unique(dim=0)) == 6
     down, right = features[3] - features[0], features[1] - features[0]
     torch.testing.assert_close(features[4] - features[1], down)
@@ -356,7 +357,7 @@ def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
 
 def test_codes_one_at_a_time_have_the_positions_of_the_whole_image(positioned):
     codes = torch.arange(12).view(1, 3, 4)
-    whole = positioned.model.get_image_features(image_codes=codes)[0]
+    whole = positioned.model.get_image_features(image_codes=codes).pooler_output
     for place, code in enumerate(codes.flatten()):
         one = positioned.model.embed_codes(code.view(1, 1), torch.tensor([place]), width=4)
         torch.testing.assert_close(one[0, 0], whole[0, place])
@@ -366,12 +367,12 @@ def test_embeddings_of_a_square_image_have_the_positions_of_its_codes(positioned
     codes = torch.arange(16).view(1, 4, 4)
     embeddings = positioned.model.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
     features = [
-        positioned.model.get_image_features(**image)[0]
-        for image in ({"image_codes": codes}, {"image_embeds": embeddings})
+        positioned.model.get_image_features(**image).pooler_output
+        for image in ({"image_codes": codes}, {"codebook_embeds": embeddings})
     ]
     torch.testing.assert_close(*features)
-    with pytest.raises(ValueError, match="image_embeds hold 12 codes an image"):
-        positioned.model.get_image_features(image_embeds=embeddings[:, :12])
+    with pytest.raises(ValueError, match="codebook_embeds hold 12 codes an image"):
+        positioned.model.get_image_features(codebook_embeds=embeddings[:, :12])
 
 
 def test_images_of_more_codes_than_there_are_positions_are_refused(positioned):
@@ -400,3 +401,27 @@ def test_generation_feeds_codes_back_with_their_positions(positioned):
     with torch.no_grad():
         logits = positioned(input_ids=ids, image_codes=codes, predict_codes=True, skip_logits=False).code_logits
     torch.testing.assert_close(output.scores[0], logits, atol=1e-4, rtol=1e-4)
+
+
+# transformers' conventions
+
+
+def test_image_features_are_given_as_every_model_of_transformers_gives_them(make_model, inputs):
+    model = make_model().eval()
+    pixels, codes = inputs["pixel_values"], model.model.vision_tokenizer.encode_codes(inputs["pixel_values"])
+    features = model.get_image_features(pixels, return_dict=True)
+    assert isinstance(features, BaseModelOutputWithPooling)
+    assert torch.equal(features.quantized.codes, codes)
+    embeddings = model.model.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features.last_hidden_state, embeddings)
+    assert len(features.pooler_output) == len(pixels)
+    assert torch.equal(model.get_image_features(pixels, return_dict=False)[1], features.pooler_output)
+
+
+@pytest.mark.parametrize("part", ["model", "whole"])
+def test_without_return_dict_outputs_are_tuples_of_the_same_values(make_model, inputs, part):
+    model = make_model().eval()
+    model = model.model if part == "model" else model
+    expected, found = model(**inputs), model(**inputs, return_dict=False)
+    assert isinstance(found, tuple) and len(found) == len(expected.to_tuple())
+    assert torch.equal(found[0], expected[0])

@@ -39,7 +39,7 @@ def test_text_with_the_cache_equals_text_without(make_model, pixels):
     assert torch.equal(fast, slow)
 
 
-@pytest.mark.parametrize("pictures", ["pixel_values", "image_codes", "image_embeds"])
+@pytest.mark.parametrize("pictures", ["pixel_values", "image_codes", "codebook_embeds"])
 def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, pictures):
     model = make_model()
     ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
@@ -47,7 +47,7 @@ def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, picture
     given = {
         "pixel_values": pixels,
         "image_codes": quantized.codes,
-        "image_embeds": quantized.embeddings.detach().flatten(2).transpose(1, 2),
+        "codebook_embeds": quantized.embeddings.detach().flatten(2).transpose(1, 2),
     }
     options = {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(ids, pixel_values=pixels, **options)

@@ -56,7 +56,7 @@ def as_(kind, model, inputs):
         return inputs
     with torch.no_grad():
         quantized = model.model.quantize_pixels(pixels)
-    given = {"image_codes": quantized.codes, "image_embeds": quantized.embeddings.flatten(2).transpose(1, 2)}
+    given = {"image_codes": quantized.codes, "codebook_embeds": quantized.embeddings.flatten(2).transpose(1, 2)}
     return {**inputs, "pixel_values": None, kind: given[kind]}
 
 
@@ -66,11 +66,11 @@ def with_pictures_in_it(model, inputs):
     input_ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     embeddings = model.get_input_embeddings()(input_ids)
     if pixels is not None:
-        embeddings[input_ids == IMAGE] = model.model.get_image_features(pixels)[0].flatten(0, 1)
+        embeddings[input_ids == IMAGE] = model.get_image_features(pixels).pooler_output.flatten(0, 1)
     return embeddings
 
 
-every_kind = pytest.mark.parametrize("kind", ["pixel_values", "image_codes", "image_embeds"])
+every_kind = pytest.mark.parametrize("kind", ["pixel_values", "image_codes", "codebook_embeds"])
 
 
 # Padding

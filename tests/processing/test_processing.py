@@ -65,7 +65,7 @@ def test_codes_replace_pixels(processor, picture):
 def test_embeddings_are_in_raster_order(processor, picture):
     features = processor(images=picture, text="<image>", return_embeddings=True)
     expected = [[0, 0], [3, -3], [3, -3], [0, 0], [3, -3], [3, -3]]
-    assert features["image_embeds"].tolist() == [expected] and features["image_embeds"].dtype == torch.float32
+    assert features["codebook_embeds"].tolist() == [expected] and features["codebook_embeds"].dtype == torch.float32
 
 
 def test_codes_and_embeddings_of_the_real_tokenizer_agree():
@@ -86,8 +86,8 @@ def test_codes_and_embeddings_of_the_real_tokenizer_agree():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     features = processor(images=picture, return_codes=True, return_embeddings=True)
     looked_up = vision_tokenizer.codes_to_embeddings(features["image_codes"]).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(features["image_embeds"], looked_up.detach())
-    assert not features["image_embeds"].requires_grad
+    torch.testing.assert_close(features["codebook_embeds"], looked_up.detach())
+    assert not features["codebook_embeds"].requires_grad
 
 
 def test_numpy_is_returned_on_request(processor, picture):
