@@ -25,6 +25,7 @@ Dtype = Annotated[
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
+OF_THE_MODEL = "as the model's folder says"
 WithDiscriminator = Annotated[
     bool, typer.Option("--with-discriminator", help="Keep discriminator.safetensors, to continue training from.")
 ]
@@ -150,10 +151,19 @@ def draw(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Else a new one, which is printed.", show_default=False)
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(min=1, help="How closely to follow the prompt.")] = 3.0,
-    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 more varied.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k best codes.", show_default=False)] = None,
-    top_p: Annotated[float, typer.Option(help="Sample from the codes that make up this probability.")] = 1.0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, help="How closely to follow the prompt.", show_default=OF_THE_MODEL)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Below 1 safer, above 1 more varied.", show_default=OF_THE_MODEL)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from the k best codes.", show_default=OF_THE_MODEL)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the codes that make up this probability.", show_default=OF_THE_MODEL),
+    ] = None,
     jacobi_window: Annotated[
         int,
         typer.Option(min=1, help="Codes scored at a time, by guesses: the same pictures, often sooner at 4 to 16."),
@@ -162,7 +172,8 @@ def draw(
     """Draw a picture."""
     output = inference.check_image_path(output)
     seed = random.randrange(2**31) if seed is None else seed
-    pictures = inference.draw(prompt, model, count, seed, guidance_scale, temperature, top_k, top_p, jacobi_window)
+    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    pictures = inference.draw(prompt, model, count, seed, jacobi_window, **sampling)
     for number, picture in enumerate(pictures, start=1):
         path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
         inference.save_image(picture, path)

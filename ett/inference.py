@@ -264,13 +264,14 @@ def draw(
     model: str,
     count: int = 1,
     seed: int = 0,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
     jacobi_window: int = 1,
+    **sampling: Any,
 ) -> list["Image.Image"]:
-    """Draws `count` pictures; picture i depends, but for rounding, on `seed + i` alone, however many there are."""
+    """Generates `count` images; image i depends, but for rounding, on `seed + i` alone, however many there are.
+
+    Args:
+        sampling: `guidance_scale`, `temperature`, `top_k` and `top_p`; what is None or left out is the model's.
+    """
     config, processor = _load_processor(model, draws=True)
     num_codes = math.prod(processor.code_grid((config.image_size, config.image_size)))
     config.check_context(processor.prepare_drawing(prompt)["input_ids"].shape[1], num_codes)
@@ -280,11 +281,8 @@ def draw(
     return pipe(
         prompt,
         num_images_per_prompt=count,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
         jacobi_window=jacobi_window,
+        **sampling,
         generator=[torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)],
     ).images
 

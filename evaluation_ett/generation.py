@@ -19,10 +19,10 @@ def evaluate_drawings(
     model: ETTForConditionalGeneration,
     processor: ETTProcessor,
     prompts: Sequence[DrawingPrompt],
-    guidance_scale: float = 2.0,
-    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
-    top_p: float = 1.0,
+    top_p: float | None = None,
     seed: int = 0,
     batch_size: int = 32,
     examples_per_category: int = 2,
@@ -31,7 +31,7 @@ def evaluate_drawings(
     """
     Args:
         prompts: What to draw, such as `[drawing_pair(seed, "test", i)[0] for i in range(300)]`.
-        guidance_scale, temperature, top_k, top_p: See `generate`.
+        guidance_scale, temperature, top_k, top_p: See `generate`; by default the model's own.
         seed (`int`): With a prompt's number it determines the picture, whatever the batch size.
 
     Returns:

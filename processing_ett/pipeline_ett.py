@@ -154,7 +154,7 @@ class ETTAnyToAnyPipeline(_CheckedInputs, AnyToAnyPipeline):
         pipe(text="a red circle", generation_mode="image")   # [{"input_text": ..., "generated_image": <PIL.Image>}]
         pipe(text=chat, return_full_text=False)              # with pictures in it: [{..., "generated_text": "red"}]
 
-    Options of a drawing, such as `guidance_scale` and `num_images_per_prompt`, stand in `generate_kwargs`; limits of a
+    Options of a drawing, such as `guidance_scale` and `num_return_sequences`, stand in `generate_kwargs`; limits of a
     text, such as `max_new_tokens`, say nothing about one. With any other model it is an `AnyToAnyPipeline`.
     """
 

@@ -87,10 +87,10 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        guidance_scale: float = 3.0,
-        temperature: float = 1.0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
-        top_p: float = 1.0,
+        top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         jacobi_window: int = 1,
         compile_config: CompileConfig | None = None,
@@ -107,8 +107,9 @@ class ETTTextToImagePipeline(DiffusionPipeline):
             height, width (`int`, *optional*): Pixels, multiples of the tokenizer's factor; by default those of
                 `config.image_size`.
             num_images_per_prompt (`int`): Pictures of each prompt, one after the other.
-            guidance_scale (`float`): Classifier-free guidance, from 1, which is none.
-            temperature, top_k, top_p: Sampling, as in `generate`.
+            guidance_scale (`float`, *optional*): Classifier-free guidance, from 1, which is none.
+            temperature, top_k, top_p (*optional*): Sampling, as in `generate`. What is not given is as the model's
+                generation configuration says.
             generator (`torch.Generator` or a list of one a picture, *optional*): Source of randomness. With a list, a
                 picture does not depend on those it is drawn with.
             jacobi_window, compile_config: The same pictures, sooner; as in `generate`.
@@ -144,7 +145,7 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         stream = self.model.stream_image_codes(
             **inputs,
             image_size=image_size,
-            num_images_per_prompt=num_images_per_prompt,
+            num_return_sequences=num_images_per_prompt,
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,

@@ -142,6 +142,8 @@ def _run(
     settled.data = dataclasses.replace(recipe.data, fit=set_fit(recipe, processor))
     if recipe.task != "reconstruction":
         model.config.answers = recipe.task != "drawing"
+    if recipe.task == "drawing":
+        model.keep_image_sampling()
     discriminator_start = find_discriminator(recipe, args)
     kept_discriminator = discriminator_start.path if discriminator_start else passed_on_discriminator(recipe)
     has_other_codebook = changes_codebook(recipe, model)

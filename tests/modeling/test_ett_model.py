@@ -394,7 +394,12 @@ def test_generation_feeds_codes_back_with_their_positions(positioned):
     start = positioned.config.image_start_token_id
     prompt = torch.tensor([[11, 12, start]])
     output = positioned.generate(
-        prompt, generation_mode="image", do_sample=False, guidance_scale=1.0, output_scores=True
+        prompt,
+        generation_mode="image",
+        do_sample=False,
+        guidance_scale=1.0,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     codes = output.sequences
     ids = torch.cat([prompt, torch.full((1, codes.numel()), positioned.config.image_token_id)], dim=1)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
 PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
@@ -163,7 +163,7 @@ def test_several_pictures_of_a_prompt_are_those_of_the_prompt_repeated(make_mode
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(6)]
 
-    drawn = model.generate(**batch, generation_mode="image", num_images_per_prompt=2, generator=generators())
+    drawn = model.generate(**batch, generation_mode="image", num_return_sequences=2, generator=generators())
     assert drawn.shape == (6, 4, 4)
     assert torch.equal(drawn, model.generate(**repeated, generation_mode="image", generator=generators()))
 
@@ -183,10 +183,73 @@ def test_pictures_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
 
 def test_scores_on_request_are_those_the_codes_were_chosen_by(make_model, prompts):
     model, (_, batch) = make_model(), prompts
-    output = model.generate(**batch, **GREEDY, output_scores=True)
+    output = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_scores=True)
     assert output.scores.shape == (3, 16, 32)
     assert torch.equal(output.scores.argmax(-1).view(3, 4, 4), output.sequences)
     assert torch.equal(output.sequences, model.generate(**batch, **GREEDY))
+
+
+def draw(model, batch, *args, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return model.generate(
+        batch["input_ids"],
+        *args,
+        **{**batch, "input_ids": None},
+        generator=generator,
+        generation_mode="image",
+        **options,
+    )
+
+
+def test_sampling_is_what_a_call_says_or_else_its_configuration_or_else_the_models_or_else_the_default(
+    make_model, prompts
+):
+    model, (_, batch) = make_model(), prompts
+    greedy, cold = draw(model, batch, do_sample=False), draw(model, batch, guidance_scale=1.5, temperature=0.5)
+    default = draw(model, batch)
+    assert torch.equal(draw(model, batch, guidance_scale=3.0, temperature=1.0, top_p=1.0), default)
+    assert torch.equal(draw(model, batch, GenerationConfig(do_sample=False)), greedy)
+    model.generation_config = GenerationConfig(temperature=0.5, top_k=1)
+    assert torch.equal(draw(model, batch), default), "a configuration without guidance is for text"
+    model.keep_image_sampling(guidance_scale=1.5, temperature=0.5)
+    assert torch.equal(draw(model, batch), cold)
+    assert torch.equal(draw(model, batch, guidance_scale=3.0, temperature=1.0), default)
+
+
+def test_a_folder_keeps_how_images_are_sampled(make_model, prompts, tmp_path):
+    model, (_, batch) = make_model(), prompts
+    model.keep_image_sampling(guidance_scale=1.5, top_k=3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(draw(loaded, batch), draw(model, batch, guidance_scale=1.5, top_k=3))
+
+
+def test_processors_of_logits_see_the_codes_so_far_and_change_the_next(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    seen = []
+
+    def only_even(codes, scores):
+        seen.append(codes.clone())
+        return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == 1, -torch.inf)
+
+    codes = draw(model, batch, None, LogitsProcessorList([only_even]))
+    assert not (codes % 2).any()
+    assert [row.shape[1] for row in seen] == list(range(16))
+    assert torch.equal(seen[-1], codes.flatten(1)[:, :15])
+    with pytest.raises(ValueError, match="jacobi_window is 2, and a logits_processor"):
+        draw(model, batch, logits_processor=LogitsProcessorList([only_even]), jacobi_window=2)
+
+
+def test_as_many_codes_are_generated_as_tokens_are_allowed(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    codes = draw(model, batch, max_new_tokens=5, do_sample=False).flatten(1)
+    assert torch.equal(codes[:, :5], draw(model, batch, do_sample=False).flatten(1)[:, :5])
+    assert (codes[:, 5:] == -1).all()
+
+
+def test_an_option_that_images_do_not_have_is_an_error(make_model, prompts):
+    with pytest.raises(ValueError, match="without repetition_penalty; sampling takes do_sample, guidance_scale"):
+        draw(make_model(), prompts[1], repetition_penalty=1.2)
 
 
 def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, prompts):
@@ -226,7 +289,8 @@ def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_sam
 ):
     model, (_, batch) = make_model(), prompts
     plain, ahead = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
-    options = {**batch, **options, "generation_mode": "image", "output_scores": True, "image_size": (16, 12)}
+    options = {**batch, **options, "generation_mode": "image", "image_size": (16, 12)}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     expected = model.generate(**options, generator=plain)
     drawn = model.generate(**options, generator=ahead, jacobi_window=window)
     assert torch.equal(drawn.sequences, expected.sequences)
@@ -362,15 +426,18 @@ def test_a_step_compiled_to_machine_code_draws_the_same(make_model, prompts):
 
 def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     model = make_model(visual_head=False)
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
     assert not hasattr(model, "visual_head")
 
 
-def test_a_drawing_model_that_is_asked_to_answer_says_that_it_does_not(make_model):
+def test_a_model_for_images_that_is_asked_to_answer_warns_and_answers_as_if_it_were_for_text(make_model):
+    prompt, options = torch.tensor([[10, 11]]), {"max_new_tokens": 4, "eos_token_id": None}
+    expected = make_model().generate(prompt, do_sample=False, **options)
     model = make_model(answers=False)
-    with pytest.raises(ValueError, match=r"trained to draw and not to answer .* chat model such as ETT-Chat"):
-        model.generate(torch.tensor([[10, 11]]))
+    model.keep_image_sampling()
+    with pytest.warns(UserWarning, match="trained last to generate images .* unlearned to answer"):
+        assert torch.equal(model.generate(prompt, **options), expected)
     assert model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY).shape == (1, 4, 4)
 
 
@@ -390,9 +457,9 @@ def test_a_drawing_model_that_is_asked_to_answer_says_that_it_does_not(make_mode
         ({"top_k": 0}, "top_k 0"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
         ({"guidance_scale": math.nan}, "guidance_scale nan"),
-        ({"num_images_per_prompt": 0}, "There is no picture to draw"),
+        ({"num_return_sequences": 0}, "There is no image to generate"),
         ({"jacobi_window": 0}, "jacobi_window is 0; expected at least 1"),
-        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 pictures"),
+        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 images"),
     ],
     ids=str,
 )
@@ -416,7 +483,7 @@ def test_attention_that_would_be_wrong_is_an_error(make_model):
 @pytest.mark.parametrize("mode", ["text", "image"])
 def test_placeholders_without_pictures_are_an_error(make_model, mode):
     prompt = torch.tensor([[*PICTURE, 10, IMAGE_START]])
-    with pytest.raises(ValueError, match=r"has 16 placeholders of pictures \(token 4\), and no picture is given"):
+    with pytest.raises(ValueError, match=r"has 16 placeholders of images \(token 4\), and no image is given"):
         make_model().generate(prompt, generation_mode=mode)
 
 

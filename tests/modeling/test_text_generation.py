@@ -119,6 +119,7 @@ def test_as_many_beams_as_words_find_the_best_pair_of_words(make_model, text):
     assert not torch.equal(greedy, found.sequences), "a search that is not needed shows nothing"
 
 
+SCORES = {"return_dict_in_generate": True, "output_scores": True}
 SCORED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
@@ -399,7 +400,7 @@ FLEX = pytest.mark.skipif(
 def test_pictures_are_drawn_the_same_by_every_kind_of_attention(make_model, attention):
     model = make_model().to("cuda" if torch.cuda.is_available() else "cpu")
     input_ids = torch.tensor([[PAD, 10, IMAGE_START], [11, 12, IMAGE_START]], device=model.device)
-    options = {"generation_mode": "image", "do_sample": False, "output_scores": True}
+    options = {"generation_mode": "image", "do_sample": False, **SCORES}
     scores = []
     for name in ("sdpa", attention):
         model.set_attn_implementation(name)

@@ -327,7 +327,7 @@ def test_drawing_several_prompts(any_pipe):
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, batch_size):
     chats = [[said("a red circle", folder / "red.png")], [said("a", folder / "blue.png")]]
-    options = {"num_images_per_prompt": 2, "do_sample": False}
+    options = {"num_return_sequences": 2, "do_sample": False}
     results = any_pipe(text=chats, generation_mode="image", generate_kwargs=options, batch_size=batch_size)
     assert [len(group) for group in results] == [2, 2]
     for chat, path, group in zip(chats, ("red.png", "blue.png"), results, strict=True):
@@ -368,7 +368,7 @@ def test_what_cannot_be_drawn_is_said_before_any_work(any_pipe, monkeypatch, giv
 
 def test_a_chat_model_asked_for_a_picture_by_any_to_any(folder):
     pipe = pipeline("any-to-any", model=str(folder), device="cpu")
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         pipe(text="a red circle", generation_mode="image")
 
 

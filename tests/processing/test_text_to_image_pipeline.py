@@ -199,7 +199,7 @@ def test_an_offloaded_model_is_on_the_accelerator_while_it_draws(pipe):
 
 def test_a_model_that_cannot_draw(save_model):
     folder = save_model("ett-chat")
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         ett.ETTTextToImagePipeline.from_pretrained(folder)
     assert not (folder / "model_index.json").exists()
 
@@ -226,7 +226,7 @@ def test_processes_that_do_not_write_leave_the_index_out(pipe, tmp_path):
         ({"height": 400, "width": 400}, "The prompt has 4 tokens and the picture 40000 codes"),
         ({"height": 1000, "width": 1000}, "have 250000 codes; expected at most 65536, so choose a smaller size"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; expected at least 1"),
-        ({"generator": seeded(0, 1)}, "Got 2 generators for 1 pictures"),
+        ({"generator": seeded(0, 1)}, "Got 2 generators for 1 images"),
         ({"output_type": "jpg"}, "output_type is 'jpg'; expected one of pil, np, pt, latent"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
         ({"prompt": [PROMPT, "a"], "image": ["red.png"]}, "There are 2 prompts, and image has 1 entries"),
