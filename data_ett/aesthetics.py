@@ -1,4 +1,4 @@
-"""The LAION aesthetic score, by which the paper chooses pictures to draw from (section 4.1): Schuhmann's "Improved
+"""The LAION aesthetic score, by which the paper chooses images to draw from (section 4.1): Schuhmann's "Improved
 Aesthetic Predictor" (2022)."""
 
 import pickle
@@ -76,13 +76,13 @@ class AestheticPredictor(nn.Module):
             ) from error
         return cls(clip, predictor, image_processor).eval()
 
-    def preprocess(self, picture: Image.Image) -> torch.Tensor:
-        """A picture as CLIP takes it, `(3, H, W)`."""
-        return self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """An image as CLIP takes it, `(3, H, W)`."""
+        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Preprocessed pictures `(n, 3, H, W)` to scores `(n,)`, about 1 to 10."""
+        """Preprocessed images `(n, 3, H, W)` to scores `(n,)`, about 1 to 10."""
         embeddings = self.clip(pixel_values.to(self.clip.device)).image_embeds
         return self.head(F.normalize(embeddings, dim=-1))
 

@@ -122,7 +122,7 @@ class ETTCollator:
         sizes = sorted({tuple(own.shape[1:]) for own in codes})
         if len(sizes) > 1:
             told = " and ".join(f"{height} x {width}" for height, width in sizes)
-            raise ValueError(f"A batch has pictures of {told} codes; make the codes of all pictures at one size.")
+            raise ValueError(f"A batch has images of {told} codes; make the codes of all images at one size.")
         return torch.cat(codes)
 
     @staticmethod

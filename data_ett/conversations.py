@@ -1,7 +1,7 @@
-"""The conversation formats of public data sets, made one.
+"""The conversation formats of public datasets, made one.
 
 - *Typed* content, as chat templates take it, comes out of everything: a list of `{"type": "image"}` and
-  `{"type": "text", "text": ...}`, or a plain text where a turn has no picture.
+  `{"type": "text", "text": ...}`, or a plain text where a turn has no image.
 - LLaVA's form (`conversations` of `from` and `value`) and that of `messages` (`role` and `content`) are told apart
   turn by turn; both may hold `<image>` in their text, anywhere and several times.
 """
@@ -13,7 +13,7 @@ from typing import Any
 from .captions import caption_text
 
 PLACEHOLDER = "<image>"
-"""What stands for a picture in the texts of data sets; not necessarily the model's own token."""
+"""What stands for an image in the texts of datasets; not necessarily the model's own token."""
 
 ROLES = {
     **{name: "user" for name in ("user", "human")},
@@ -28,7 +28,7 @@ class ExampleError(ValueError):
     """A row that cannot be learned from, with the reason in one sentence."""
 
 
-def read_conversation(cell: Any, num_pictures: int) -> list[Message]:
+def read_conversation(cell: Any, num_images: int) -> list[Message]:
     """A row's conversation as `role` and typed `content`.
 
     >>> llava = [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
@@ -39,10 +39,10 @@ def read_conversation(cell: Any, num_pictures: int) -> list[Message]:
 
     Args:
         cell: A list of turns, or its JSON.
-        num_pictures: How many pictures the row has.
+        num_images: How many images the row has.
 
     Raises:
-        ExampleError: There are no turns, none is an answer, one is of no known form, or placeholders and pictures
+        ExampleError: There are no turns, none is an answer, one is of no known form, or placeholders and images
             differ in number.
     """
     messages = [_read_message(turn) for turn in _turns(cell)]
@@ -51,10 +51,10 @@ def read_conversation(cell: Any, num_pictures: int) -> list[Message]:
     placeholders = sum(
         part["type"] == "image" for message in messages for part in message["content"] if isinstance(part, dict)
     )
-    if placeholders != num_pictures:
-        remedy = f"write one {PLACEHOLDER}, or one part of type image, for each picture where it belongs"
+    if placeholders != num_images:
+        remedy = f"write one {PLACEHOLDER}, or one part of type image, for each image where it belongs"
         raise ExampleError(
-            f"The conversation has {placeholders} placeholders {PLACEHOLDER} and the row has {num_pictures} pictures; "
+            f"The conversation has {placeholders} placeholders {PLACEHOLDER} and the row has {num_images} images; "
             f"{remedy}."
         )
     return messages
@@ -87,7 +87,7 @@ def _read_message(turn: Any) -> Message:
         raise ExampleError(f"A turn's content is {content!r}; expected text, or a list of parts.")
     if any(part["type"] == "image" for part in parts):
         if ROLES[role] != "user":
-            raise ExampleError(f"A turn of the {ROLES[role]} holds a picture; pictures stand in the user's turns.")
+            raise ExampleError(f"A turn of the {ROLES[role]} holds an image; images stand in the user's turns.")
         return {"role": ROLES[role], "content": parts}
     return {"role": ROLES[role], "content": "".join(part["text"] for part in parts)}
 
@@ -99,8 +99,8 @@ def _read_part(piece: Any) -> list[Message]:
     if kind == "text" and isinstance(piece.get("text"), str):
         return _split_text(piece["text"])
     raise ExampleError(
-        f"A part of a turn is {str(piece)[:60]!r}; expected one of type text, or one of type image, whose picture "
-        "stands in the row's column of pictures."
+        f"A part of a turn is {str(piece)[:60]!r}; expected one of type text, or one of type image, whose image "
+        "stands in the row's column of images."
     )
 
 

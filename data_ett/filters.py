@@ -1,7 +1,7 @@
-"""Filters: what decides whether a row of a data set is learned from.
+"""Filters: what decides whether a row of a dataset is learned from.
 
-The paper chooses pictures to draw from by resolution and by the LAION aesthetic score (sections 3.3 and 4.1); aspect
-ratio, length of captions and near duplicates are the usual company. A picture that cannot be read is kept: to skip,
+The paper chooses images to draw from by resolution and by the LAION aesthetic score (sections 3.3 and 4.1); aspect
+ratio, length of captions and near duplicates are the usual company. An image that cannot be read is kept: to skip,
 count and name it is the reader's part.
 """
 
@@ -22,7 +22,7 @@ from ett.processing_ett import ImageError
 
 from .aesthetics import CLIP_NAME, HEAD_NAME, AestheticPredictor
 from .captions import caption_texts
-from .image_rows import open_pictures, picture_sizes
+from .image_rows import image_sizes, open_images
 
 Row = dict[str, Any]
 HASH_BITS = 64
@@ -30,7 +30,7 @@ HASH_BITS = 64
 
 @dataclass
 class Columns:
-    """What a data set calls its pictures and its captions, and the folder to which pictures' names are relative."""
+    """What a dataset calls its images and its captions, and the folder to which images' names are relative."""
 
     image: str = "image"
     text: str = "text"
@@ -62,12 +62,12 @@ class Filter:
         """Goes on from a state, or with an empty one from the start."""
 
     def open(self, row: Row) -> list[Image.Image]:
-        """The row's pictures, decoded. Raises `ImageError`."""
-        return open_pictures(row.get(self.columns.image), self.columns.folder)
+        """The row's images, decoded. Raises `ImageError`."""
+        return open_images(row.get(self.columns.image), self.columns.folder)
 
     def sizes(self, row: Row) -> list[tuple[int, int]]:
-        """Width and height of each of the row's pictures, of which headers are read alone. Raises `ImageError`."""
-        return picture_sizes(row.get(self.columns.image), self.columns.folder)
+        """Width and height of each of the row's images, of which headers are read alone. Raises `ImageError`."""
+        return image_sizes(row.get(self.columns.image), self.columns.folder)
 
 
 @dataclass(kw_only=True)
@@ -135,7 +135,7 @@ class NearDuplicates(Filter):
         self.restore("")
 
     def keeps(self, row: Row) -> bool:
-        hashes = [difference_hash(picture) for picture in self.open(row)]
+        hashes = [difference_hash(image) for image in self.open(row)]
         unlike = [number for number in hashes if not self._is_known(number)]
         for number in unlike:
             self._remember(number)
@@ -163,14 +163,14 @@ class NearDuplicates(Filter):
         )
 
 
-def difference_hash(picture: Image.Image) -> int:
-    """64 bits of what a picture looks like (dHash): in grey and 9 x 8 pixels, whether each is darker than the one to
+def difference_hash(image: Image.Image) -> int:
+    """64 bits of what an image looks like (dHash): in grey and 9 x 8 pixels, whether each is darker than the one to
     its right.
 
     >>> difference_hash(Image.linear_gradient("L").rotate(90)) == 2**64 - 1
     True
     """
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR))
     return int.from_bytes(np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes(), "big")
 
 
@@ -224,7 +224,7 @@ class Aesthetic(Filter):
         return self._predictor
 
     def _preprocess(self, row: Row) -> list[torch.Tensor]:
-        return [self.predictor.preprocess(picture) for picture in self.open(row)]
+        return [self.predictor.preprocess(image) for image in self.open(row)]
 
 
 FILTERS: dict[str, type[Filter]] = {

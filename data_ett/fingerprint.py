@@ -1,7 +1,7 @@
-"""Which codes a picture becomes: a digest of all that decides it, of a model in memory or of its folder alone.
+"""Which codes an image becomes: a digest of all that decides it, of a model in memory or of its folder alone.
 
 It covers the tokenizer's encoding half (encoder, `quant_conv`, codebook, and the configuration's fields that change
-what these compute) and what is done to a picture before (size, resampling, cropping, range). Two models with the same
+what these compute) and what is done to an image before (size, resampling, cropping, range). Two models with the same
 fingerprint give the same codes, up to the rounding of different machines.
 """
 
@@ -29,7 +29,7 @@ WEIGHTS_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 def fingerprint(tokenizer: IBQModel, image_processor: ETTImageProcessor) -> str:
-    """The fingerprint, 64 hexadecimal digits, of a tokenizer in memory and of what prepares its pictures."""
+    """The fingerprint, 64 hexadecimal digits, of a tokenizer in memory and of what prepares its images."""
     state = {name: tensor for name, tensor in tokenizer.state_dict().items() if name.startswith(ENCODING_MODULES)}
     return _digest(tokenizer.config, image_processor, sorted(state.items()))
 
@@ -65,7 +65,7 @@ def folder_fingerprint(model: str | Path, image_processor: ETTImageProcessor | N
 
 
 def preprocessing(image_processor: ETTImageProcessor) -> dict[str, Any]:
-    """What is done to a picture before it is encoded."""
+    """What is done to an image before it is encoded."""
     return {
         "size": [image_processor.size["height"], image_processor.size["width"]],
         "resample": int(image_processor.resample),

@@ -1,4 +1,4 @@
-"""The user's own data sets: rows whose pictures stay undecoded until [`load_image`] has looked at them."""
+"""The user's own datasets: rows whose images stay undecoded until [`load_image`] has looked at them."""
 
 import base64
 import binascii
@@ -23,7 +23,7 @@ from ett.processing_ett.image_processing_ett import (
 from .local_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
 
 FILE_FORMATS = TABLE_FORMATS
-"""Files that are a data set by themselves, or several of them by a pattern such as `shards/*.tar`."""
+"""Files that are a dataset by themselves, or several of them by a pattern such as `shards/*.tar`."""
 
 CAPTION_SHARDS = 1024
 """Most shards in which images with caption files are streamed."""
@@ -53,23 +53,23 @@ def load_rows(
     image_folder: str | None = None,
 ) -> datasets.Dataset:
     """
-    Reads a folder of pictures (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any
-    data set that [`read_rows`] takes, and decodes nothing.
+    Reads a folder of images (with or without a `metadata.jsonl`: the imagefolder convention of datasets), or any
+    dataset that [`read_rows`] takes, and decodes nothing.
 
     Args:
         path (`str`): Folder, file or name on the Hub.
         split (`str`, *optional*): Without it, the only one there is.
-        image_column (`str`): Column of pictures, if there is one of that name.
+        image_column (`str`): Column of images, if there is one of that name.
         columns: Those that have to be there.
         options (`str`): What an error calls the options that name other columns.
-        image_folder (`str`, *optional*): Folder to which pictures' file names are relative, by default that of the
+        image_folder (`str`, *optional*): Folder to which images' file names are relative, by default that of the
             data.
 
     Returns:
-        `datasets.Dataset`: One row or more, in the order of the data set; pictures as [`open_pictures`] takes them.
+        `datasets.Dataset`: One row or more, in the order of the dataset; images as [`open_images`] takes them.
 
     Raises:
-        ValueError: The data set cannot be read or is empty, a column is missing or holds no pictures, or `split` is
+        ValueError: The dataset cannot be read or is empty, a column is missing or holds no images, or `split` is
             not given and there are several.
     """
     rows = read_rows(path, split)
@@ -77,25 +77,25 @@ def load_rows(
     if not len(rows):
         raise ValueError(f"'{path}' holds no examples.")
     if image_column in rows.column_names:
-        check_pictures(path, rows.features, image_column, options)
-        rows = _with_pictures(rows, image_column, image_folder or data_folder(path))
+        check_images(path, rows.features, image_column, options)
+        rows = _with_images(rows, image_column, image_folder or data_folder(path))
     return undecoded(rows)
 
 
-def _with_pictures(rows: datasets.Dataset, column: str, folder: str) -> datasets.Dataset:
-    """The rows with pictures in a column where they have names of files, relative to `folder`."""
+def _with_images(rows: datasets.Dataset, column: str, folder: str) -> datasets.Dataset:
+    """The rows with images in a column where they have names of files, relative to `folder`."""
     feature = rows.features[column]
     several = isinstance(feature, LIST_TYPES)
     held = feature.feature if several else feature
     if not isinstance(held, datasets.Value) or held.dtype not in TEXT_TYPES:
         return rows
-    sources = [[_source(name, folder) for name in picture_cells(cell)] for cell in rows[column]]
+    sources = [[_source(name, folder) for name in image_cells(cell)] for cell in rows[column]]
     names = [[str(source) for source in own] for own in sources]
     if any(isinstance(source, bytes) for own in sources for source in own):
         names = [[_stored(source) for source in own] for own in sources]
     cells = names if several else [next(iter(own), None) for own in names]
-    order, picture = rows.column_names, datasets.Image(decode=False)
-    feature = datasets.List(picture) if several else picture
+    order, image = rows.column_names, datasets.Image(decode=False)
+    feature = datasets.List(image) if several else image
     # The new column comes first: a table that has lost its only column has no rows.
     added = f"{column} as images"
     rows = rows.add_column(added, cells).cast_column(added, feature).remove_columns(column)
@@ -138,7 +138,7 @@ def read_rows(path: str, split: str | None, streaming: bool = False, files: Loca
         files ([`LocalFiles`], *optional*): What [`find_files`] has found, which is otherwise looked for.
 
     Raises:
-        ValueError: The data set cannot be read, or `split` is not given and there are several.
+        ValueError: The dataset cannot be read, or `split` is not given and there are several.
     """
     local = files or find_files(path, split)
     # By its full path: datasets would take a folder named "parquet" or "json" for the format.
@@ -168,7 +168,7 @@ def read_rows(path: str, split: str | None, streaming: bool = False, files: Loca
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Within it, what readers of a data set raise becomes a `ValueError` of one sentence."""
+    """Within it, what readers of a dataset raise becomes a `ValueError` of one sentence."""
     try:
         yield
     except MemoryError:
@@ -179,7 +179,7 @@ def reading(path: str) -> Iterator[None]:
         if isinstance(cause, LookupError | TypeError | AttributeError) or not reason:
             # Their messages are hardly more than a name.
             reason = f"{type(cause).__name__}: {reason}"
-        raise ValueError(f"'{path}' could not be read as a data set: {reason:.{LONGEST_REASON}}") from error
+        raise ValueError(f"'{path}' could not be read as a dataset: {reason:.{LONGEST_REASON}}") from error
 
 
 def _check_first_row(file: str):
@@ -193,7 +193,7 @@ def _check_first_row(file: str):
 
 
 def find_files(path: str, split: str | None) -> LocalFiles | None:
-    """The files of a local data set, where it is a folder, a file or a pattern that is read here.
+    """The files of a local dataset, where it is a folder, a file or a pattern that is read here.
 
     Raises:
         ValueError: The folder is empty, the file has another format, or no file matches the pattern.
@@ -203,22 +203,22 @@ def find_files(path: str, split: str | None) -> LocalFiles | None:
         if place.is_dir():
             if not list_files(place):
                 raise ValueError(
-                    f"The folder '{path}' is empty; expected pictures and a metadata.jsonl of their texts, if they "
+                    f"The folder '{path}' is empty; expected images and a metadata.jsonl of their texts, if they "
                     "have any."
                 )
             return find_local_files(place, split)
         files = [path] if place.is_file() else match_files(path) if "*" in path and "://" not in path else None
     except OSError as error:
-        raise ValueError(f"'{path}' could not be read as a data set: {error}") from error
+        raise ValueError(f"'{path}' could not be read as a dataset: {error}") from error
     if files is None:
         return None
     form = FILE_FORMATS.get(place.suffix.lower())
     if form is None:
         raise ValueError(
-            f"'{path}' is no file that is read as a data set; expected one of {', '.join(FILE_FORMATS)}, or a folder."
+            f"'{path}' is no file that is read as a dataset; expected one of {', '.join(FILE_FORMATS)}, or a folder."
         )
     if not files:
-        raise ValueError(f"'{path}' could not be read as a data set: no file matches this pattern.")
+        raise ValueError(f"'{path}' could not be read as a dataset: no file matches this pattern.")
     return LocalFiles(form, {"train": [str(Path(file).absolute()) for file in files]})
 
 
@@ -243,7 +243,7 @@ def check_columns(path: str, found: Iterable[str], image_column: str, columns: I
         and not any(Path(file).name.startswith("metadata.") for file in list_files(folder))
     ):
         hint = " The folder has no metadata.jsonl with a line such as " + (
-            '{"file_name": "photo.jpg", "text": "a caption"} for each picture.'
+            '{"file_name": "photo.jpg", "text": "a caption"} for each image.'
         )
     raise ValueError(
         f"'{path}' has no column {', '.join(map(repr, missing))}; its columns are "
@@ -251,79 +251,79 @@ def check_columns(path: str, found: Iterable[str], image_column: str, columns: I
     )
 
 
-def check_pictures(path: str, features: datasets.Features, image_column: str, options: str):
-    """Raises `ValueError` where a column can hold neither pictures nor their files' names."""
+def check_images(path: str, features: datasets.Features, image_column: str, options: str):
+    """Raises `ValueError` where a column can hold neither images nor their files' names."""
     feature = features[image_column]
     held = feature.feature if isinstance(feature, LIST_TYPES) else feature
     by_name = isinstance(held, datasets.Value) and held.dtype in (*TEXT_TYPES, *CONTENT_TYPES, "null")
-    # Rows of which some have one picture and some have several are of no one type.
+    # Rows of which some have one image and some have several are of no one type.
     of_any_type = type(held).__name__ == "Json"
     if not (isinstance(held, (datasets.Image, dict)) or by_name or of_any_type):
         raise ValueError(
-            f"The column {image_column!r} of '{path}' holds {feature}; expected pictures. Name another with {options}."
+            f"The column {image_column!r} of '{path}' holds {feature}; expected images. Name another with {options}."
         )
 
 
 def undecoded(rows: Rows) -> Rows:
-    """The same rows, with the content or the file's name in the place of each picture."""
-    picture = datasets.Image(decode=False)
+    """The same rows, with the content or the file's name in the place of each image."""
+    image = datasets.Image(decode=False)
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, picture)
+            rows = rows.cast_column(column, image)
         elif isinstance(feature, LIST_TYPES) and isinstance(feature.feature, datasets.Image):
-            rows = rows.cast_column(column, type(feature)(picture))
+            rows = rows.cast_column(column, type(feature)(image))
     return rows
 
 
 def data_folder(path: str) -> str:
-    """The folder of a local data set, to which file names in it are relative: itself, or that of its file."""
+    """The folder of a local dataset, to which file names in it are relative: itself, or that of its file."""
     return path if Path(path).is_dir() else str(Path(path).parent)
 
 
-def picture_cells(cell: Any) -> list[Any]:
-    """The pictures of a row's image column, which holds nothing, one or a list of them: each `{"bytes", "path"}`, a
+def image_cells(cell: Any) -> list[Any]:
+    """The images of a row's image column, which holds nothing, one or a list of them: each `{"bytes", "path"}`, a
     file's name, its content, a URL or base64."""
     cells = cell if isinstance(cell, list) else [cell]
-    return [picture for picture in cells if not _is_nothing(picture)]
+    return [image for image in cells if not _is_nothing(image)]
 
 
-def _is_nothing(picture: Any) -> bool:
-    if isinstance(picture, dict):
-        return picture.keys() <= {"bytes", "path"} and not any(picture.values())
-    return picture is None or picture in ("", b"")
+def _is_nothing(image: Any) -> bool:
+    if isinstance(image, dict):
+        return image.keys() <= {"bytes", "path"} and not any(image.values())
+    return image is None or image in ("", b"")
 
 
-def open_pictures(cell: Any, folder: str | Path = "") -> list[Image.Image]:
+def open_images(cell: Any, folder: str | Path = "") -> list[Image.Image]:
     """What a row's image column holds, as [`load_image`] opens each. Names of files are relative to `folder`.
 
     Raises:
-        ImageError: A picture cannot be read.
+        ImageError: An image cannot be read.
     """
-    return [_read(load_image, picture, folder) for picture in picture_cells(cell)]
+    return [_read(load_image, image, folder) for image in image_cells(cell)]
 
 
-def picture_sizes(cell: Any, folder: str | Path = "") -> list[tuple[int, int]]:
-    """Width and height of each picture of such a cell, of which no more than the headers is read.
+def image_sizes(cell: Any, folder: str | Path = "") -> list[tuple[int, int]]:
+    """Width and height of each image of such a cell, of which no more than the headers is read.
 
     Raises:
         ImageError: A header cannot be read.
     """
-    return [_read(read_image_size, picture, folder) for picture in picture_cells(cell)]
+    return [_read(read_image_size, image, folder) for image in image_cells(cell)]
 
 
-def _read(read: Callable[[str | Path | bytes], Any], picture: Any, folder: str | Path) -> Any:
-    source = (picture.get("bytes") or picture.get("path")) if isinstance(picture, dict) else picture
+def _read(read: Callable[[str | Path | bytes], Any], image: Any, folder: str | Path) -> Any:
+    source = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
     if not isinstance(source, (str, bytes)):
-        raise ImageError(f"A row has {str(picture)[:60]!r} for a picture; expected a file's name or its content.")
+        raise ImageError(f"A row has {str(image)[:60]!r} for an image; expected a file's name or its content.")
     try:
         return read(_source(source, folder) if isinstance(source, str) else source)
     except OSError as error:
-        raise ImageError(f"A picture cannot be opened: {error.strerror or error}.") from error
+        raise ImageError(f"An image cannot be opened: {error.strerror or error}.") from error
 
 
-def picture_name(cell: Any, number: int | str) -> str:
-    """What to call a row's picture: its (first) file, or the row's number where there is none that can be named."""
-    first = next(iter(picture_cells(cell)), None)
+def image_name(cell: Any, number: int | str) -> str:
+    """What to call a row's image: its (first) file, or the row's number where there is none that can be named."""
+    first = next(iter(image_cells(cell)), None)
     name = first.get("path") if isinstance(first, dict) else first
     is_name = isinstance(name, str) and 0 < len(name) <= LONGEST_NAME
     if not is_name or name.startswith("data:") or _decode_base64(name) is not None:
@@ -336,14 +336,14 @@ __all__ = [
     "LIST_TYPES",
     "Rows",
     "check_columns",
-    "check_pictures",
+    "check_images",
     "data_folder",
     "find_files",
     "load_rows",
-    "open_pictures",
-    "picture_cells",
-    "picture_name",
-    "picture_sizes",
+    "open_images",
+    "image_cells",
+    "image_name",
+    "image_sizes",
     "read_rows",
     "reading",
     "undecoded",

@@ -14,7 +14,7 @@ from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from .collator import IGNORED, to_unit_range
 from .skipped import SkippedRows
-from .tasks import TASKS, Segments, num_pictures
+from .tasks import TASKS, Segments, num_images
 
 FIRST_EXAMPLES = 100
 """Examples of each source of which one has to be usable."""
@@ -24,7 +24,7 @@ MOST_UNUSABLE = 1000
 
 
 def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Each pair of turns as a conversation of its own, with the first turn's pictures; a system's turn stays in all.
+    """Each pair of turns as a conversation of its own, with the first turn's images; a system's turn stays in all.
 
     Raises:
         ValueError: Turns of user and assistant do not alternate.
@@ -38,29 +38,29 @@ def independent_conversations(messages: list[dict[str, Any]]) -> list[list[dict[
             f"roles {', '.join(turn['role'] for turn in turns) or 'none'}."
         )
     first = asked[0]["content"]
-    pictures = [part for part in first if part["type"] == "image"] if isinstance(first, list) else []
+    images = [part for part in first if part["type"] == "image"] if isinstance(first, list) else []
     conversations = []
     for question, answer in zip(asked, answered, strict=True):
         content = question["content"]
         content = [{"type": "text", "text": content}] if isinstance(content, str) else content
         texts = [part for part in content if part["type"] != "image"]
-        conversations.append([*system, {"role": "user", "content": [*pictures, *texts]}, answer])
+        conversations.append([*system, {"role": "user", "content": [*images, *texts]}, answer])
     return conversations
 
 
 class PreparedDataset(Dataset):
     """Examples as the collator takes them: `input_ids` and `labels` (lists of `int`) and `pixel_values`
     `(num_images, 3, H, W)` of uint8, which the collator maps to `[-1, 1]`, or `image_codes` `(num_images, h, w)` of
-    examples that have these instead of pictures.
+    examples that have these instead of images.
 
     Args:
         examples (`Dataset`): [`SceneExamples`], [`FolderExamples`], [`MixedExamples`], or a stream, of which
             [`PreparedStream`] then prepares one example after the other.
         processor ([`ETTProcessor`], or [`ETTImageProcessor`] for reconstruction).
         prompt_dropout (`float`): Share of examples whose text is left out, for guidance (drawing).
-        max_length (`int`): Longer sequences are skipped: cutting one would tear a picture or an answer apart.
+        max_length (`int`): Longer sequences are skipped: cutting one would tear an image or an answer apart.
         independent_turns (`bool`): Each turn of a conversation is asked as if it were the first: turns share the
-            picture before them and see nothing of one another, so that no answer gives another away. Items then also
+            image before them and see nothing of one another, so that no answer gives another away. Items then also
             hold `branches`, 0 for what is shared and the turn's number for the rest of the tokens.
 
     An example that cannot be prepared (too long, words beyond the vocabulary, the model's image token in its text) is
@@ -86,7 +86,7 @@ class PreparedDataset(Dataset):
             processor.end_token  # noqa: B018
         if task != "reconstruction":
             placeholder = processor.image_placeholder()
-            self.picture_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
+            self.image_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -150,7 +150,7 @@ class PreparedDataset(Dataset):
         """One example in numbers; on its `number` depends whether its prompt is left out.
 
         Raises:
-            ValueError: It is too long, has words beyond the vocabulary, or not one placeholder for each picture.
+            ValueError: It is too long, has words beyond the vocabulary, or not one placeholder for each image.
         """
         if self.prompt_dropout and np.random.default_rng((self.seed, number)).random() < self.prompt_dropout:
             example = {**example, "text": ""}
@@ -160,7 +160,7 @@ class PreparedDataset(Dataset):
             self._check_length(prepared)
         if "image_codes" not in example:
             image_processor = getattr(self.processor, "image_processor", self.processor)
-            prepared |= picture_levels(example["images"], image_processor)
+            prepared |= image_levels(example["images"], image_processor)
         elif len(example["image_codes"]):
             prepared["image_codes"] = example["image_codes"]
         return prepared
@@ -187,14 +187,14 @@ class PreparedDataset(Dataset):
         return {**joined, "branches": branches}
 
     def _join(self, segments: Segments, example: dict[str, Any]) -> dict[str, list[int]]:
-        """Segments to one sequence, as inference tokenizes them; each picture's placeholder becomes one for each of
+        """Segments to one sequence, as inference tokenizes them; each image's placeholder becomes one for each of
         its codes."""
         input_ids, labels = [], []
         texts, predicted = zip(*_joined(segments), strict=True)
         placeholders = sum(text.count(self.processor.image_token) for text in texts)
-        if placeholders != num_pictures(example):
+        if placeholders != num_images(example):
             raise ValueError(
-                f"An example has {num_pictures(example)} pictures and {placeholders} placeholders "
+                f"An example has {num_images(example)} images and {placeholders} placeholders "
                 f"{self.processor.image_token} in its text; give one placeholder for each."
             )
         encoded = self.processor.encode_pieces(list(texts))
@@ -203,7 +203,7 @@ class PreparedDataset(Dataset):
         for ids, is_predicted in zip(encoded, predicted, strict=True):
             expanded = []
             for token in ids:
-                expanded += self.picture_ids if token == self.processor.image_token_id else [token]
+                expanded += self.image_ids if token == self.processor.image_token_id else [token]
             input_ids += expanded
             labels += expanded if is_predicted else [IGNORED] * len(expanded)
         beginning = self.processor.beginning_ids
@@ -226,7 +226,7 @@ def _joined(segments: Segments) -> Segments:
 
 
 class InMemoryDataset(Dataset):
-    """Every example of a prepared data set, prepared once. With a frozen tokenizer, pictures are kept as `image_codes`
+    """Every example of a prepared dataset, prepared once. With a frozen tokenizer, images are kept as `image_codes`
     `(num_images, h, w)`, since a frozen tokenizer always gives the same codes.
 
     Attributes:
@@ -259,24 +259,24 @@ class InMemoryDataset(Dataset):
         return self.items[index]
 
 
-def picture_levels(pictures: list[Image.Image], image_processor: ETTImageProcessor) -> dict[str, torch.Tensor]:
-    """`pixel_values` `(num_images, 3, H, W)` of uint8, where there are pictures."""
-    if not pictures:
+def image_levels(images: list[Image.Image], image_processor: ETTImageProcessor) -> dict[str, torch.Tensor]:
+    """`pixel_values` `(num_images, 3, H, W)` of uint8, where there are images."""
+    if not images:
         return {}
-    pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(images, return_tensors="pt")["pixel_values"]
     return {"pixel_values": ((pixels + 1) * 127.5).round().to(torch.uint8)}
 
 
 @torch.no_grad()
 def replace_pixels(items: list[dict[str, Any]], vision_tokenizer: torch.nn.Module):
-    """Puts `image_codes` `(num_images, h, w)` in the place of `pixel_values` in those items that have pictures."""
+    """Puts `image_codes` `(num_images, h, w)` in the place of `pixel_values` in those items that have images."""
     with_images = [item for item in items if "pixel_values" in item]
     if not with_images:
         return
-    pictures = [item.pop("pixel_values") for item in with_images]
-    codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(pictures))).cpu()
-    for item, own in zip(with_images, codes.split([len(picture) for picture in pictures]), strict=True):
+    images = [item.pop("pixel_values") for item in with_images]
+    codes = vision_tokenizer.encode_codes(to_unit_range(torch.cat(images))).cpu()
+    for item, own in zip(with_images, codes.split([len(image) for image in images]), strict=True):
         item["image_codes"] = own
 
 
-__all__ = ["InMemoryDataset", "PreparedDataset", "picture_levels", "replace_pixels"]
+__all__ = ["InMemoryDataset", "PreparedDataset", "image_levels", "replace_pixels"]

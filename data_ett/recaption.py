@@ -1,5 +1,5 @@
 """A captioning engine, such as the paper's data went through (section 4.1): any image-text-to-text model of
-transformers describes the pictures of a data set anew."""
+transformers describes the images of a dataset anew."""
 
 import io
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from ett.processing_ett import CAPTION_PROMPT, ImageError
 
-from .image_rows import LIST_TYPES, load_rows, open_pictures, picture_cells, picture_name
+from .image_rows import LIST_TYPES, image_cells, image_name, load_rows, open_images
 from .shards import Part, ShardsReport, Skipped, write_shards
 
 RECORD_NAME = "recaptioning.json"
 
 
 class Captioner:
-    """A model that describes pictures when asked to, and its processor.
+    """A model that describes images when asked to, and its processor.
 
     Args:
         model (`str`): Folder or Hub name of an image-text-to-text model with a chat template.
-        prompt (`str`): What it is asked, after the pictures.
+        prompt (`str`): What it is asked, after the images.
         max_new_tokens (`int`): Longest caption.
         temperature (`float`): 0 takes the likeliest token each time; above, tokens are sampled.
         dtype (`str`): Of its weights: `auto`, as they are stored, or a name such as `bfloat16`.
@@ -56,25 +56,25 @@ class Captioner:
                 )
             self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device).eval()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"'{model}' cannot describe pictures: {error}") from error
+            raise ValueError(f"'{model}' cannot describe images: {error}") from error
         self.processor.tokenizer.padding_side = "left"
         # Pixels rounded to half precision would have other codes in an ETT model.
         self.input_dtype = torch.float32 if self.model.config.model_type == "ett" else self.model.dtype
 
     @torch.inference_mode()
     def describe(self, rows: list[list[Image.Image]]) -> list[str]:
-        """One caption for each row's pictures."""
+        """One caption for each row's images."""
         chats = [
             [
                 {
                     "role": "user",
                     "content": [
-                        *({"type": "image", "image": picture} for picture in pictures),
+                        *({"type": "image", "image": image} for image in images),
                         {"type": "text", "text": self.prompt},
                     ],
                 }
             ]
-            for pictures in rows
+            for images in rows
         ]
         inputs = self.processor.apply_chat_template(
             chats,
@@ -91,13 +91,13 @@ class Captioner:
 
 
 class Recaptioning:
-    """The rows of a data set with new captions, batch by batch.
+    """The rows of a dataset with new captions, batch by batch.
 
     Args:
-        rows (`datasets.Dataset`): Pictures undecoded, as of [`load_rows`].
+        rows (`datasets.Dataset`): Images undecoded, as of [`load_rows`].
         captioner ([`Captioner`]).
         seed, batch_size (`int`): A sampled caption depends on them and on the row's number alone.
-        image_column, text_column (`str`): Where pictures are, and where captions go; what was there stands in
+        image_column, text_column (`str`): Where images are, and where captions go; what was there stands in
             `original_` and that name.
 
     Attributes:
@@ -132,16 +132,16 @@ class Recaptioning:
             yield from self._describe(batch, rows)
 
     def _describe(self, numbers: range, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Skipped]:
-        names = [picture_name(row[self.image_column], number) for number, row in zip(numbers, rows, strict=True)]
+        names = [image_name(row[self.image_column], number) for number, row in zip(numbers, rows, strict=True)]
         opened = [self._open(row[self.image_column], name) for row, name in zip(rows, names, strict=True)]
-        readable = [pictures for pictures in opened if not isinstance(pictures, Skipped)]
+        readable = [images for images in opened if not isinstance(images, Skipped)]
         set_seed(self.seed + numbers.start)
         captions = iter(self.captioner.describe(readable) if readable else [])
-        for row, name, pictures in zip(rows, names, opened, strict=True):
-            if isinstance(pictures, Skipped):
-                yield pictures
+        for row, name, images in zip(rows, names, opened, strict=True):
+            if isinstance(images, Skipped):
+                yield images
             elif caption := next(captions):
-                row = {**row, self.image_column: _with_contents(row[self.image_column], pictures)}
+                row = {**row, self.image_column: _with_contents(row[self.image_column], images)}
                 former = {f"original_{self.text_column}": row[self.text_column]} if self.text_column in row else {}
                 yield {**row, **former, self.text_column: caption}
             else:
@@ -150,20 +150,20 @@ class Recaptioning:
     @staticmethod
     def _open(cell: Any, name: str) -> list[Image.Image] | Skipped:
         try:
-            return open_pictures(cell) or Skipped(name, "It has no picture.")
+            return open_images(cell) or Skipped(name, "It has no image.")
         except ImageError as error:
             return Skipped(name, str(error))
 
 
-def _with_contents(cell: Any, pictures: list[Image.Image]) -> Any:
+def _with_contents(cell: Any, images: list[Image.Image]) -> Any:
     """An image cell that can be stored without what it names: images that are no local files, such as URLs, are
     replaced by their content as PNG."""
     kept = []
-    for stored, picture in zip(picture_cells(cell), pictures, strict=True):
+    for stored, image in zip(image_cells(cell), images, strict=True):
         path = stored.get("path") if isinstance(stored, dict) and not stored.get("bytes") else None
         if path and not Path(path).is_file():
             with io.BytesIO() as file:
-                picture.save(file, "PNG")
+                image.save(file, "PNG")
                 stored = {"bytes": file.getvalue(), "path": None}
         kept.append(stored)
     return kept if isinstance(cell, list) else kept[0]
@@ -187,22 +187,22 @@ def recaption(
     device: str | None = None,
     progress: bool = True,
 ) -> ShardsReport:
-    """Writes a data set with its pictures described anew, to learn from. Goes on where it was interrupted.
+    """Writes a dataset with its images described anew, to learn from. Goes on where it was interrupted.
 
     Args:
-        path: Data set, as [`load_rows`] takes it.
+        path: Dataset, as [`load_rows`] takes it.
         output: Folder to write.
         model, prompt, max_new_tokens, temperature, dtype, device: As of [`Captioner`].
         seed, batch_size, image_column, text_column: As of [`Recaptioning`].
         rows_per_shard, part: As of [`write_shards`].
 
     Raises:
-        ValueError: The data set, the model or the folder cannot be used.
+        ValueError: The dataset, the model or the folder cannot be used.
     """
     rows = load_rows(path, split, image_column, (image_column,), "--image-column")
     if f"original_{text_column}" in rows.column_names:
         raise ValueError(
-            f"'{path}' has a column 'original_{text_column}', so its captions are new already; describe the data set "
+            f"'{path}' has a column 'original_{text_column}', so its captions are new already; describe the dataset "
             "that it was made of."
         )
     captioner = Captioner(model, prompt, max_new_tokens, temperature, dtype, device)

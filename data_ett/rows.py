@@ -19,12 +19,12 @@ from .filters import Columns
 from .image_rows import (
     Rows,
     check_columns,
-    check_pictures,
+    check_images,
     data_folder,
     find_files,
-    open_pictures,
-    picture_cells,
-    picture_name,
+    image_cells,
+    image_name,
+    open_images,
     read_rows,
     reading,
     undecoded,
@@ -35,7 +35,7 @@ from .tars import TarRows, find_tars, unify_row
 
 OPTIONS = "data.image_column, data.text_column or data.messages_column"
 ALIASES = {"image": "images", "messages": "conversations"}
-"""What a column is also called; this is read where a data set has it and not the other."""
+"""What a column is also called; this is read where a dataset has it and not the other."""
 
 FIRST_ROWS = 100
 """How many rows are looked at before anything else is done."""
@@ -49,14 +49,14 @@ class RowReader:
     """Makes examples of rows: `name`, `images` or `image_codes` and, by task, `text` or `messages`.
 
     Args:
-        path (`str`): What errors call the data set.
-        image_folder (`str`): Folder to which names of pictures' files are relative.
+        path (`str`): What errors call the dataset.
+        image_folder (`str`): Folder to which names of images' files are relative.
         text_column (`str`): Of captions or prompts; where it holds several, one is drawn by the seed and the row's
             name, the same in every epoch.
         messages_column (`str`): Of conversations ([`read_conversation`]).
         is_tar (`bool`): Rows are those of a webdataset ([`unify_row`]).
-        num_codes (`int`, *optional*): Size of the codebook, where rows have codes in the place of pictures.
-        are_files_listed (`bool`): Whether the images are files that were listed when the data set was opened.
+        num_codes (`int`, *optional*): Size of the codebook, where rows have codes in the place of images.
+        are_files_listed (`bool`): Whether the images are files that were listed when the dataset was opened.
     """
 
     path: str
@@ -74,17 +74,17 @@ class RowReader:
         self._has_folder = Path(self.image_folder).is_dir()
 
     def name(self, row: dict[str, Any], number: int | str) -> str:
-        """What to call a row: its picture's file, or its key or number."""
-        return row.get("__key__") or picture_name(row.get(self.image_column), number)
+        """What to call a row: its image's file, or its key or number."""
+        return row.get("__key__") or image_name(row.get(self.image_column), number)
 
     def __call__(self, row: dict[str, Any], name: str) -> dict[str, Any]:
         """
         Raises:
             ExampleError, ImageError: The row cannot be learned from.
-            MissingDataError: Its image was there when the data set was opened, or the folder of all images was.
+            MissingDataError: Its image was there when the dataset was opened, or the folder of all images was.
         """
         row, cell = self._open(row)
-        texts = self._texts(row, self._num_pictures(row, cell), name)
+        texts = self._texts(row, self._num_images(row, cell), name)
         if self.num_codes is not None:
             return {"name": name, "image_codes": row_to_codes(row, self.num_codes), **texts}
         return {"name": name, "images": self._images(cell, name), **texts}
@@ -100,7 +100,7 @@ class RowReader:
             name = self.name(row, number)
             try:
                 row, cell = self._open(row)
-                self._texts(row, self._num_pictures(row, cell), name)
+                self._texts(row, self._num_images(row, cell), name)
                 return
             except ExampleError as error:
                 first = first or (name, error)
@@ -111,7 +111,7 @@ class RowReader:
             ) from error
 
     def view(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row as filters see it, with the columns that all data sets have; one that cannot be read as it is."""
+        """The row as filters see it, with the columns that all datasets have; one that cannot be read as it is."""
         try:
             return self._open(row)[0]
         except ExampleError:
@@ -129,13 +129,13 @@ class RowReader:
         return chain
 
     def _open(self, row: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-        """The row with the columns that all data sets have, and what its image column holds."""
+        """The row with the columns that all datasets have, and what its image column holds."""
         row = unify_row(row) if self.is_tar else row
         return row, row.get(self.image_column) if self.task != "text" else None
 
     def _images(self, cell: Any, name: str) -> list[Image.Image]:
         try:
-            return open_pictures(cell, self.image_folder)
+            return open_images(cell, self.image_folder)
         except MissingImageError as error:
             if self.are_files_listed:
                 raise missing_data(name) from error
@@ -143,17 +143,17 @@ class RowReader:
                 raise missing_data(self.image_folder) from error
             raise
 
-    def _num_pictures(self, row: dict[str, Any], cell: Any) -> int:
-        return len(picture_cells(cell)) if self.num_codes is None else len(row["image_codes"])
+    def _num_images(self, row: dict[str, Any], cell: Any) -> int:
+        return len(image_cells(cell)) if self.num_codes is None else len(row["image_codes"])
 
-    def _texts(self, row: dict[str, Any], num_pictures: int, name: str) -> dict[str, Any]:
+    def _texts(self, row: dict[str, Any], num_images: int, name: str) -> dict[str, Any]:
         if self.task == "chat":
             column = self.messages_column
             if self.is_tar and column not in row:
                 column = ALIASES.get(column, column)
-            return {"messages": read_conversation(self._cell(row, column), num_pictures)}
-        if self.task != "text" and not num_pictures:
-            raise ExampleError(f"The row has no picture in {self.image_column!r}.")
+            return {"messages": read_conversation(self._cell(row, column), num_images)}
+        if self.task != "text" and not num_images:
+            raise ExampleError(f"The row has no image in {self.image_column!r}.")
         if self.task == "reconstruction":
             return {}
         cell = self._cell(row, self.text_column)
@@ -184,10 +184,10 @@ def open_rows(
     seed: int = 0,
     streaming: bool = False,
 ) -> tuple[Rows | TarRows | list[str], RowReader]:
-    """The rows of a data set and what makes examples of them. Of local tars, when streaming, their paths.
+    """The rows of a dataset and what makes examples of them. Of local tars, when streaming, their paths.
 
     Raises:
-        ValueError: The data set cannot be read or is empty, a column is missing, or none of the first rows can be
+        ValueError: The dataset cannot be read or is empty, a column is missing, or none of the first rows can be
             used.
     """
     if image_folder is not None and not Path(image_folder).is_dir():
@@ -204,7 +204,7 @@ def open_rows(
     files = find_files(path, split)
     rows = read_rows(path, split, streaming, files)
     with reading(path):
-        # Of data sets that are made row by row, columns are known only from a row.
+        # Of datasets that are made row by row, columns are known only from a row.
         columns = rows.column_names or list(next(iter(rows), {}))
     image_column, messages_column = (
         ALIASES.get(column, column) if column not in columns and ALIASES.get(column) in columns else column
@@ -213,14 +213,14 @@ def open_rows(
     reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
     reader.is_tar = "__key__" in columns
     reader.are_files_listed = files is not None and files.are_images
-    pictures = (image_column,)
+    images = (image_column,)
     if task != "text" and is_tokenized(path):
-        reader.num_codes, pictures = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
+        reader.num_codes, images = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
     if not reader.is_tar:
-        needed = {"reconstruction": pictures, "text": (text_column,), "chat": (messages_column,)}
-        check_columns(path, columns, image_column, needed.get(task, (*pictures, text_column)), OPTIONS)
+        needed = {"reconstruction": images, "text": (text_column,), "chat": (messages_column,)}
+        check_columns(path, columns, image_column, needed.get(task, (*images, text_column)), OPTIONS)
         if task != "text" and rows.features and image_column in rows.features:
-            check_pictures(path, rows.features, image_column, OPTIONS)
+            check_images(path, rows.features, image_column, OPTIONS)
     rows = undecoded(rows)
     with reading(path):
         first = list(rows.take(FIRST_ROWS))

@@ -22,7 +22,7 @@ from ett.common_ett.files import replacing
 from ett.processing_ett.image_processing_ett import find_same_name
 
 from .filters import Columns, Row, build_filter
-from .image_rows import picture_cells
+from .image_rows import image_cells
 from .tars import TarRows
 
 BATCH_SIZE = 64
@@ -33,7 +33,7 @@ class FilterChain:
 
     Args:
         settings (`list[dict]`): Of each filter its `type` and fields.
-        columns ([`Columns`]): What the data call pictures and captions.
+        columns ([`Columns`]): What the data call images and captions.
 
     Raises:
         ValueError: A type, field or value is unknown or unusable.
@@ -86,7 +86,7 @@ class FilterChain:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and what filters remember, in JSON's types; grows with the pictures that are kept, where near
+        """Counts, and what filters remember, in JSON's types; grows with the images that are kept, where near
         duplicates are removed."""
         return {
             "seen": list(self.seen),
@@ -105,7 +105,7 @@ class FilterChain:
             step.restore(memory)
 
     def forget(self):
-        """Makes filters remember nothing, since in a new epoch every picture is its own duplicate; counts go on."""
+        """Makes filters remember nothing, since in a new epoch every image is its own duplicate; counts go on."""
         for step in self.steps:
             step.restore("")
 
@@ -186,7 +186,7 @@ def _image_names(rows: datasets.Dataset, column: str) -> Iterator[str]:
     feature = rows.features[column]
     if type(feature).__name__ == "Json":
         for cell in rows.select_columns(column)[column]:
-            yield from (name for name in picture_cells(cell) if isinstance(name, str))
+            yield from (name for name in image_cells(cell) if isinstance(name, str))
         return
     for table in rows.select_columns(column).with_format("arrow").iter(BATCH_SIZE * 16):
         for chunk in table.column(column).chunks:

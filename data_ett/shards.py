@@ -1,9 +1,9 @@
-"""Data sets that are made of others: Parquet shards, resumable, by one machine or several.
+"""Datasets that are made of others: Parquet shards, resumable, by one machine or several.
 
 - A shard is made of a fixed range of the source's rows, so that any number of machines write the same files.
 - A shard appears under its name when it is whole, and its manifest (rows, skipped rows, SHA-256) after it; what has
   both and agrees is kept when the same work is started again.
-- The folder is a data set as `datasets.load_dataset(FOLDER)` takes it. Its record, a JSON file, says what it was made
+- The folder is a dataset as `datasets.load_dataset(FOLDER)` takes it. Its record, a JSON file, says what it was made
   of and with which settings; nothing made with others is put beside it.
 """
 
@@ -81,7 +81,7 @@ class ShardsReport:
         skipped: Of each row left out of them its `row` (number in the source), `name` and `reason`.
         read: Rows of the source that were read now; the others' shards were there already.
         seconds: How long that took.
-        pictures: Pictures in those rows, where the maker of rows counts them.
+        images: Images in those rows, where the maker of rows counts them.
         missing: Names of shards that other machines have still to write.
     """
 
@@ -89,7 +89,7 @@ class ShardsReport:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
     seconds: float = 0.0
-    pictures: int = 0
+    images: int = 0
     missing: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -98,8 +98,8 @@ class ShardsReport:
         lines += [f"  {entry['name']}: {entry['reason']}" for entry in self.skipped[:PROBLEMS_SHOWN]]
         if len(self.skipped) > PROBLEMS_SHOWN:
             lines.append(f"  and {len(self.skipped) - PROBLEMS_SHOWN} more, all named in the manifest.")
-        if self.pictures:
-            lines.append(f"{self.pictures:,} pictures, {self.pictures / self.seconds:.1f} pictures a second.")
+        if self.images:
+            lines.append(f"{self.images:,} images, {self.images / self.seconds:.1f} images a second.")
         if self.missing:
             lines.append(f"Left to other machines: {len(self.missing)} of the shards, {self.missing[0]} the first.")
         return "\n".join(lines)
@@ -155,7 +155,7 @@ class Shard:
             with pyarrow.parquet.ParquetWriter(temporary, features.arrow_schema, compression="zstd") as writer:
                 while group := list(itertools.islice(kept, ROWS_PER_GROUP)):
                     encoded = [features.encode_example(row) for row in group]
-                    # Pictures that are files elsewhere move into the shard.
+                    # Images that are files elsewhere move into the shard.
                     writer.write_table(
                         embed_table_storage(pyarrow.Table.from_pylist(encoded, schema=features.arrow_schema))
                     )
@@ -183,13 +183,13 @@ def write_shards(
     progress: bool = True,
 ) -> ShardsReport:
     """
-    Writes a data set of one new row, at most, for each row of a source; goes on where it was interrupted.
+    Writes a dataset of one new row, at most, for each row of a source; goes on where it was interrupted.
 
     Args:
-        folder: New, empty, or holding a part of the same data set.
+        folder: New, empty, or holding a part of the same dataset.
         num_rows: Rows of the source.
         make_rows: Called once for each shard that is not there yet, with its rows' numbers.
-        features: Columns of the new rows. Pictures that are files are copied into the shards.
+        features: Columns of the new rows. Images that are files are copied into the shards.
         record_name: File in `folder` that receives `settings`, `num_rows` and `rows_per_shard`.
         settings: All, in JSON's types, that decides what the new rows are.
         part: Which of the shards are this machine's, by default all of them.
@@ -225,7 +225,7 @@ def write_shards(
 
 
 def require_shards(folder: str | Path, record_name: str, verify: bool = False) -> dict[str, Any]:
-    """The record of a data set that [`write_shards`] finished.
+    """The record of a dataset that [`write_shards`] finished.
 
     Args:
         verify: Also compare every file's SHA-256 with its manifest's.
@@ -256,9 +256,9 @@ def read_record(folder: str | Path, record_name: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"'{path}' is no JSON ({error}); make the data set again in another folder.") from error
+        raise ValueError(f"'{path}' is no JSON ({error}); make the dataset again in another folder.") from error
     if not isinstance(record, dict) or not {"num_rows", "rows_per_shard"} <= record.keys():
-        raise ValueError(f"'{path}' is no record of a data set that was made here; choose another folder.")
+        raise ValueError(f"'{path}' is no record of a dataset that was made here; choose another folder.")
     return record
 
 

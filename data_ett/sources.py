@@ -1,6 +1,6 @@
-"""Where examples come from: the embedded scenes, or the user's own pictures.
+"""Where examples come from: the embedded scenes, or the user's own images.
 
-An *example* is a dict: `name` (for reports), `images` (a list of pictures) or `image_codes` `(num_images, h, w)`,
+An *example* is a dict: `name` (for reports), `images` (a list of images) or `image_codes` `(num_images, h, w)`,
 and, by task, `text` or `messages`.
 """
 
@@ -85,7 +85,7 @@ class SceneExamples(Dataset):
         return scenes_ett.WORDS
 
     def _conversation(self, scene: scenes_ett.Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-        """Questions and answers, and for about every fourth picture a request for a caption."""
+        """Questions and answers, and for about every fourth image a request for a caption."""
         questions = scenes_ett.questions(scene, rng)
         described = []
         if self.task == "chat" and rng.random() < 0.25:
@@ -114,9 +114,9 @@ def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str,
 
 
 class FolderExamples(Dataset):
-    """Examples of the user's own: a folder of pictures with `metadata.jsonl` (the imagefolder convention of datasets),
-    JSON, Parquet or tar files (webdataset), or any data set that [`datasets.load_dataset`] takes. Those of a folder
-    that `ett tokenize` wrote have codes in the place of pictures.
+    """Examples of the user's own: a folder of images with `metadata.jsonl` (the imagefolder convention of datasets),
+    JSON, Parquet or tar files (webdataset), or any dataset that [`datasets.load_dataset`] takes. Those of a folder
+    that `ett tokenize` wrote have codes in the place of images.
 
     A row that cannot be used (an image that cannot be read, no caption, placeholders that do not fit the images) is
     skipped, named and counted, wherever it stands: the next usable one takes its place. A number is text.

@@ -49,7 +49,7 @@ class Shards(Protocol):
 
 
 class DatasetShards:
-    """Shards of a data set of datasets."""
+    """Shards of a dataset of datasets."""
 
     def __init__(self, rows: datasets.IterableDataset, path: str):
         self.rows, self.path = rows, path
@@ -127,7 +127,7 @@ class ExampleStream:
     Args:
         shards ([`Shards`]), reader ([`RowReader`]): The rows, and what makes examples of them.
         block_rows (`int`): Rows that are mixed with one another; so many undecoded ones are held in memory.
-        filters ([`FilterChain`], *optional*): Each reader has its own: what looks like a picture that only another
+        filters ([`FilterChain`], *optional*): Each reader has its own: what looks like an image that only another
             reader or another epoch has shown is no near duplicate.
     """
 

@@ -78,7 +78,7 @@ def read_samples(path: str, samples: list[Sample]) -> Iterator[dict[str, Any]]:
 
 
 def unify_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A webdataset's row with the columns that other data sets have: `image`, the pictures under whatever suffix they
+    """A webdataset's row with the columns that other datasets have: `image`, the images under whatever suffix they
     stand; `text`, what stands under txt; and each field of its json.
 
     Args:
@@ -98,13 +98,13 @@ def unify_row(row: dict[str, Any]) -> dict[str, Any]:
     unified = {**fields, **filled}
     if isinstance(text := filled.get("txt"), (bytes, str)):
         unified["text"] = clean_text(text if isinstance(text, bytes) else text.encode())
-    pictures = [
+    images = [
         content if isinstance(content, dict) else {"bytes": content, "path": f"{row['__key__']}.{suffix}"}
         for suffix, content in filled.items()
         if suffix.rsplit(".")[-1] in IMAGE_SUFFIXES
     ]
-    if pictures:
-        unified["image"] = pictures
+    if images:
+        unified["image"] = images
     return unified
 
 

@@ -1,4 +1,4 @@
-"""Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for pictures."""
+"""Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,8 @@ from ett.processing_ett import ETTProcessor
 Segments = list[tuple[str, bool]]
 
 
-def num_pictures(example: dict[str, Any]) -> int:
-    """How many pictures an example has, as such or as codes."""
+def num_images(example: dict[str, Any]) -> int:
+    """How many images an example has, as such or as codes."""
     return len(example["image_codes"] if "image_codes" in example else example["images"])
 
 
@@ -23,9 +23,9 @@ def text_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
 
 
 def caption_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A picture and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
-    so a model describes pictures when asked to from the first stage on."""
-    request = [{"type": "image"}] * num_pictures(example) + [{"type": "text", "text": processor.caption_prompt}]
+    """An image and its caption, which is predicted (equation 2), as the answer to the processor's `caption_prompt`:
+    so a model describes images when asked to from the first stage on."""
+    request = [{"type": "image"}] * num_images(example) + [{"type": "text", "text": processor.caption_prompt}]
     messages = [{"role": "user", "content": request}, {"role": "assistant", "content": example["text"]}]
     return chat_segments({"messages": messages}, processor)
 
@@ -47,12 +47,12 @@ def chat_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
 
 
 def drawing_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """A prompt, then the picture, whose codes are predicted."""
+    """A prompt, then the image, whose codes are predicted."""
     return [(example["text"] + processor.image_token, False)]
 
 
 def no_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
-    """Pictures alone."""
+    """Images alone."""
     return []
 
 
@@ -65,4 +65,4 @@ TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
 }
 
 
-__all__ = ["TASKS", "Segments", "num_pictures"]
+__all__ = ["TASKS", "Segments", "num_images"]

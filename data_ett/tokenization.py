@@ -1,4 +1,4 @@
-"""Pictures of a data set to image codes, once, for every stage that leaves the tokenizer as it is."""
+"""Images of a dataset to image codes, once, for every stage that leaves the tokenizer as it is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +13,13 @@ from ett.processing_ett import ETTImageProcessor, ImageError
 
 from .codes import CODES_FEATURES, FORMAT, TOKENIZATION_NAME, codes_to_row
 from .fingerprint import fingerprint, preprocessing
-from .image_rows import load_rows, open_pictures, picture_name
-from .preparation import picture_levels, replace_pixels
+from .image_rows import image_name, load_rows, open_images
+from .preparation import image_levels, replace_pixels
 from .shards import Part, ShardsReport, Skipped, write_shards
 
 
-class PictureRows(Dataset):
-    """Rows of a data set: `row`, all columns but that of the pictures, and where there are pictures `pixel_values`
+class ImageRows(Dataset):
+    """Rows of a dataset: `row`, all columns but that of the images, and where there are images `pixel_values`
     `(num_images, 3, H, W)` of uint8; or a [`Skipped`]."""
 
     def __init__(self, rows: datasets.Dataset, image_column: str, image_processor: ETTImageProcessor):
@@ -32,10 +32,10 @@ class PictureRows(Dataset):
         row = self.rows[index]
         cell = row.pop(self.image_column)
         try:
-            pictures = open_pictures(cell)
+            images = open_images(cell)
         except ImageError as error:
-            return Skipped(picture_name(cell, index), str(error))
-        return {"row": row, **picture_levels(pictures, self.image_processor)}
+            return Skipped(image_name(cell, index), str(error))
+        return {"row": row, **image_levels(images, self.image_processor)}
 
 
 def tokenize_data_set(
@@ -54,22 +54,22 @@ def tokenize_data_set(
     part: Part | None = None,
     progress: bool = True,
 ) -> ShardsReport:
-    """Writes a data set's rows with the codes of their pictures in place of these: a source for training.
+    """Writes a dataset's rows with the codes of their images in place of these: a source for training.
 
     Args:
-        data_set: A folder of pictures, or any data set that [`datasets.load_dataset`] takes. A row has a picture, a
-            list of them or none; one with a picture that cannot be read is left out and named in the manifest.
+        data_set: A folder of images, or any dataset that [`datasets.load_dataset`] takes. A row has an image, a
+            list of them or none; one with an image that cannot be read is left out and named in the manifest.
         tokenizer: In float32, in evaluation mode, on the device that is to do the work.
         model: Its name, for the record.
         split: Without it, the only one there is.
-        image_folder: Folder to which pictures' file names are relative, by default that of the data.
+        image_folder: Folder to which images' file names are relative, by default that of the data.
         limit: Only that many of the first rows.
-        batch_size: Rows whose pictures are encoded together.
-        workers: Processes that read pictures; 0 reads them in this one.
+        batch_size: Rows whose images are encoded together.
+        workers: Processes that read images; 0 reads them in this one.
         part: Which of the shards are this machine's, by default all of them.
 
     Raises:
-        ValueError: The data set cannot be used, pictures do not divide into codes, or `output` holds something else.
+        ValueError: The dataset cannot be used, images do not divide into codes, or `output` holds something else.
     """
     size = preprocessing(image_processor)["size"]
     if any(side % tokenizer.spatial_factor for side in size):
@@ -83,17 +83,17 @@ def tokenize_data_set(
     if taken := sorted(set(others) & set(CODES_FEATURES)):
         raise ValueError(f"'{data_set}' has a column {taken[0]!r} already; rename it.")
     num_codes = tokenizer.config.num_vq_embeddings
-    pictures = PictureRows(rows, image_column, image_processor)
-    num_pictures = 0
+    images = ImageRows(rows, image_column, image_processor)
+    num_images = 0
 
     def make_rows(numbers: range) -> Iterator[dict[str, Any] | Skipped]:
-        nonlocal num_pictures
-        for items in DataLoader(Subset(pictures, numbers), batch_size, num_workers=workers, collate_fn=list):
+        nonlocal num_images
+        for items in DataLoader(Subset(images, numbers), batch_size, num_workers=workers, collate_fn=list):
             replace_pixels([item for item in items if isinstance(item, dict)], tokenizer)
             for item in items:
                 if isinstance(item, dict):
                     codes = item.get("image_codes")
-                    num_pictures += 0 if codes is None else len(codes)
+                    num_images += 0 if codes is None else len(codes)
                     item = {**item["row"], **codes_to_row(codes)}
                 yield item
 
@@ -119,8 +119,8 @@ def tokenize_data_set(
             part,
             progress,
         )
-    report.pictures = num_pictures
+    report.images = num_images
     return report
 
 
-__all__ = ["PictureRows", "tokenize_data_set"]
+__all__ = ["ImageRows", "tokenize_data_set"]

@@ -13,7 +13,7 @@ from huggingface_hub.utils import disable_progress_bars
 from . import __version__
 
 app = typer.Typer(
-    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe pictures, draw them.",
+    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe images, draw them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`ett chat`: a conversation in the terminal, with pictures, streamed answers and drawings."""
+"""`ett chat`: a conversation in the terminal, with images, streamed answers and drawings."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from .processing_ett import load_image
 from .processing_ett.text_to_image_pipeline_ett import ETTTextToImagePipeline
 
 HELP = """\
-Write a message; the path of an image file in it shows the picture to the model.
-  /image PATH   show a picture with the next message (a path with spaces, or a URL)
-  /draw PROMPT  draw a picture
+Write a message; the path of an image file in it shows the image to the model.
+  /image PATH   show an image with the next message (a path with spaces, or a URL)
+  /draw PROMPT  draw an image
   /new          begin a new conversation
   /help         show this
   /quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
@@ -37,7 +37,7 @@ class _Pieces(TextStreamer):
 
 
 class Conversation:
-    """Turns and pictures of a chat, all of which the model sees again with each question.
+    """Turns and images of a chat, all of which the model sees again with each question.
 
     Args:
         model (`ETTForConditionalGeneration`), processor (`ETTProcessor`): As `load_ett` gives them.
@@ -51,11 +51,11 @@ class Conversation:
     def begin_anew(self):
         """Forgets everything."""
         self.messages: list[dict[str, Any]] = []
-        self.pictures: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         self.shown: list[Image.Image] = []
 
     def show(self, image: str):
-        """Adds a picture, a path or a URL, to the next question.
+        """Adds an image, a path or a URL, to the next question.
 
         Raises:
             ImageError: It cannot be used.
@@ -74,9 +74,9 @@ class Conversation:
         """
         content = [{"type": "image"}] * len(self.shown) + [{"type": "text", "text": text}]
         messages = [*self.messages, {"role": "user", "content": content}]
-        pictures = [*self.pictures, *self.shown]
+        images = [*self.images, *self.shown]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = self.processor(images=[pictures], text=[prompt]).to(self.model.device)
+        inputs = self.processor(images=[images], text=[prompt]).to(self.model.device)
         length = inputs["input_ids"].shape[1]
         context = getattr(self.model.config.text_config, "max_position_embeddings", math.inf)
         if length >= context:
@@ -96,7 +96,7 @@ class Conversation:
             pass
         answer = pieces.written.strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.pictures, self.shown = pictures, []
+        self.images, self.shown = images, []
         return answer
 
 
@@ -163,20 +163,20 @@ class Terminal:
             self.conversation.show(file)
         text = " ".join(word for word in words if word not in files)
         if not text:
-            # The picture goes with the next message.
+            # The image goes with the next message.
             return
         self.conversation.ask(text, lambda piece: typer.echo(piece, nl=False))
         typer.echo()
 
     def draw(self, prompt: str):
-        """Draws a picture into a new file."""
+        """Draws an image into a new file."""
         if self.pipeline is None:
             self.pipeline = ETTTextToImagePipeline(*load_ett(self.drawing_model, draws=True))
             self.pipeline.set_progress_bar_config(disable=None, leave=False)
         generator = torch.Generator(self.pipeline.device).manual_seed(self.seed)
-        picture = self.pipeline(prompt, generator=generator).images[0]
+        image = self.pipeline(prompt, generator=generator).images[0]
         path = _free_name(self.output_dir)
-        save_image(picture, path)
+        save_image(image, path)
         typer.echo(f"Wrote {path} (seed {self.seed}).")
         self.seed += 1
 

@@ -125,7 +125,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the first drawing; the next has the next.")] = 0,
 ):
-    """Talk with a model about pictures, and have it draw, in the terminal."""
+    """Talk with a model about images, and have it draw, in the terminal."""
     from .chat import chat
 
     chat(model, drawing_model, output_dir, max_new_tokens, seed)
@@ -147,7 +147,7 @@ def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that draws.")] = "ett-gen",
     output: Output = Path("drawing.png"),
-    count: Annotated[int, typer.Option("-n", min=1, max=64, help="Pictures; a number is added to the name.")] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, max=64, help="Images; a number is added to the name.")] = 1,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Else a new one, which is printed.", show_default=False)
     ] = None,
@@ -166,17 +166,17 @@ def draw(
     ] = None,
     jacobi_window: Annotated[
         int,
-        typer.Option(min=1, help="Codes scored at a time, by guesses: the same pictures, often sooner at 4 to 16."),
+        typer.Option(min=1, help="Codes scored at a time, by guesses: the same images, often sooner at 4 to 16."),
     ] = 1,
 ):
-    """Draw a picture."""
+    """Draw an image."""
     output = inference.check_image_path(output)
     seed = random.randrange(2**31) if seed is None else seed
     sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    pictures = inference.draw(prompt, model, count, seed, jacobi_window, **sampling)
-    for number, picture in enumerate(pictures, start=1):
+    images = inference.draw(prompt, model, count, seed, jacobi_window, **sampling)
+    for number, image in enumerate(images, start=1):
         path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
-        inference.save_image(picture, path)
+        inference.save_image(image, path)
         typer.echo(f"Wrote {path} (seed {seed + number - 1}).")
 
 
@@ -188,13 +188,13 @@ def reconstruct(
     height: Side = None,
     width: Side = None,
     own_size: Annotated[
-        bool, typer.Option("--own-size", help="Keep the picture's size, but for edges that divide into no codes.")
+        bool, typer.Option("--own-size", help="Keep the image's size, but for edges that divide into no codes.")
     ] = False,
 ):
-    """Turn a picture into codes and back; in tiles, to bound memory, where a side is longer than 1024 pixels."""
+    """Turn an image into codes and back; in tiles, to bound memory, where a side is longer than 1024 pixels."""
     output = inference.check_image_path(output)
-    picture, psnr = inference.reconstruct(image, model, height, width, own_size)
-    inference.save_image(picture, output)
+    reconstruction, psnr = inference.reconstruct(image, model, height, width, own_size)
+    inference.save_image(reconstruction, output)
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
 
 
@@ -249,14 +249,14 @@ def inspect_tokenizer(
 def reconstruction(
     context: typer.Context,
     dataset: Annotated[
-        str, typer.Option(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str, typer.Option(help="Folder of images, or anything that datasets can load.", show_default=False)
     ],
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
             metavar="BEFORE AFTER",
-            help="Instead of measuring one model, draw what two make of the same pictures.",
+            help="Instead of measuring one model, draw what two make of the same images.",
             show_default=False,
         ),
     ] = None,
@@ -270,19 +270,19 @@ def reconstruction(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Needed where the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first pictures.", show_default="all; 4 with --compare")
+        int | None, typer.Option(min=1, help="Only the first images.", show_default="all; 4 with --compare")
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+        typer.Option(min=1, help="Side of the images, in pixels.", show_default="as the model says"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
-    save_every: Annotated[int, typer.Option(min=1, help="Pictures between two saves of an unfinished run.")] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Images between two saves of an unfinished run.")] = 500,
     resume: Resume = True,
 ):
     """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""

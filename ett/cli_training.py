@@ -89,19 +89,19 @@ def merge(
 @command(resumable=True)
 def recaption(
     dataset: Annotated[
-        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str, typer.Argument(help="Folder of images, or anything that datasets can load.", show_default=False)
     ],
     output: Annotated[Path, typer.Argument(help="Folder to write; a data.source for training.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of an image-text-to-text model.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What it is asked of each picture.")] = "Describe the image.",
+    prompt: Annotated[str, typer.Option(help="What it is asked of each image.")] = "Describe the image.",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest tokens, above samples.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampled captions.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Needed where the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     text_column: Annotated[
         str, typer.Option(help="Column of captions; the former ones move to original_ and this name.")
     ] = "text",
@@ -112,7 +112,7 @@ def recaption(
         str | None, typer.Option(help="Such as cuda:1.", show_default="the accelerator, else cpu")
     ] = None,
 ):
-    """Describe the pictures of a data set anew, with any model that reads pictures."""
+    """Describe the images of a dataset anew, with any model that reads images."""
     from .data_ett import recaption as engine
     from .data_ett.shards import Part
 
@@ -135,26 +135,26 @@ def recaption(
     )
     typer.echo(f"Wrote {output}: {report.summary()}")
     if report.read:
-        typer.echo(f"{report.read / report.seconds:.2f} pictures/s.")
+        typer.echo(f"{report.read / report.seconds:.2f} images/s.")
 
 
 @command(resumable=True)
 def tokenize(
     dataset: Annotated[
-        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str, typer.Argument(help="Folder of images, or anything that datasets can load.", show_default=False)
     ],
     output: Annotated[Path, typer.Argument(help="Folder to write: a data.source for training.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Needed where the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     image_folder: Annotated[
-        str | None, typer.Option(help="Folder of pictures that the data name.", show_default="that of the data")
+        str | None, typer.Option(help="Folder of images that the data name.", show_default="that of the data")
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+        typer.Option(min=1, help="Side of the images, in pixels.", show_default="as the model says"),
     ] = None,
     fit: Annotated[
         str | None,
@@ -162,13 +162,13 @@ def tokenize(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows that a file is made of.")] = 10_000,
     shard: Annotated[
         str, typer.Option(help="This machine's (or GPU's) number and how many there are, such as 3/8.")
     ] = "0/1",
 ):
-    """Turn a data set's pictures into image codes, once, for the stages that leave the tokenizer as it is."""
+    """Turn a dataset's images into image codes, once, for the stages that leave the tokenizer as it is."""
     from .data_ett.shards import Part
     from .data_ett.tokenization import tokenize_data_set
     from .inference import load_tokenizer

@@ -14,21 +14,21 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tiff")
 def evaluate_reconstruction(
     model: str, output: Path, image_size: int | None, data: dict[str, Any], **options: Any
 ) -> dict[str, Any]:
-    """Measures a tokenizer, by itself or inside an ETT model, on a data set.
+    """Measures a tokenizer, by itself or inside an ETT model, on a dataset.
 
     Args:
-        image_size: Side of the pictures, in pixels, by default as the model says.
-        data: Of [`evaluation_ett.Pictures`]: `path`, `split`, `image_column`, `limit`.
+        image_size: Side of the images, in pixels, by default as the model says.
+        data: Of [`evaluation_ett.Images`]: `path`, `split`, `image_column`, `limit`.
         options: Of [`evaluation_ett.evaluate_data_set`].
 
     Raises:
-        ValueError: The output cannot be written, the model or the data set cannot be used, or the size does not fit.
+        ValueError: The output cannot be written, the model or the dataset cannot be used, or the size does not fit.
     """
     check_json_path(output)
     tokenizer, image_processor = load_tokenizer(model)
     size = evaluation_ett.choose_size(tokenizer, image_processor, image_size)
-    pictures = evaluation_ett.Pictures(image_processor=image_processor, size=size, **data)
-    return evaluation_ett.evaluate_data_set(tokenizer, pictures, output, model, **options)
+    images = evaluation_ett.Images(image_processor=image_processor, size=size, **data)
+    return evaluation_ett.evaluate_data_set(tokenizer, images, output, model, **options)
 
 
 def inspect_tokenizer(
@@ -45,7 +45,7 @@ def inspect_tokenizer(
     Args:
         output: JSON file to write, if any.
         image_size: Side of the images, in pixels, by default as the model says.
-        data: Of [`evaluation_ett.Pictures`]; the path `scenes` is for the embedded scenes, of which the first `limit`
+        data: Of [`evaluation_ett.Images`]; the path `scenes` is for the embedded scenes, of which the first `limit`
             are taken.
         logit_scale, straight_through_weight: In place of the tokenizer's own.
 
@@ -61,7 +61,7 @@ def inspect_tokenizer(
     if data["path"] == "scenes":
         images = evaluation_ett.SceneImages(image_processor, size, data["limit"])
     else:
-        images = evaluation_ett.Pictures(image_processor=image_processor, size=size, **data)
+        images = evaluation_ett.Images(image_processor=image_processor, size=size, **data)
     result = evaluation_ett.inspect_tokenizer(tokenizer.float(), images, model, batch_size)
     if output is not None:
         write_json(output, result)
@@ -79,7 +79,7 @@ def check_json_path(output: Path):
 
 
 def compare_reconstructions(models: tuple[str, str], output: Path, image_size: int | None, data: dict[str, Any]):
-    """Draws what two tokenizers make of the same pictures, `limit` of `data` or four, at the first one's size or
+    """Draws what two tokenizers make of the same images, `limit` of `data` or four, at the first one's size or
     `image_size`; see [`evaluation_ett.draw_comparison`].
 
     Raises:
@@ -94,10 +94,10 @@ def compare_reconstructions(models: tuple[str, str], output: Path, image_size: i
     (before, image_processor), (after, _) = map(load_tokenizer, models)
     size = evaluation_ett.choose_size(before, image_processor, image_size)
     evaluation_ett.choose_size(after, image_processor, image_size)
-    # Those that cannot be read are not counted among the pictures of a figure.
-    pictures = evaluation_ett.Pictures(image_processor=image_processor, size=size, **{**data, "limit": None})
+    # Those that cannot be read are not counted among the images of a figure.
+    images = evaluation_ett.Images(image_processor=image_processor, size=size, **{**data, "limit": None})
     tokenizers = dict(zip(names, (before, after), strict=True))
-    evaluation_ett.draw_comparison(tokenizers, pictures, output, data["limit"] or 4)
+    evaluation_ett.draw_comparison(tokenizers, images, output, data["limit"] or 4)
 
 
 __all__ = ["compare_reconstructions", "evaluate_reconstruction", "inspect_tokenizer"]

@@ -25,7 +25,7 @@ LONGEST_PATH = 1024
 """Characters above which a path is left to the image reader, which shortens it in its error."""
 
 TILED_ABOVE = 1024
-"""Pixels along a side above which pictures are reconstructed in tiles."""
+"""Pixels along a side above which images are reconstructed in tiles."""
 
 
 class ModelError(ValueError):
@@ -100,7 +100,7 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
     kind = model_kind(model)
     if kind == "IBQModel":
         raise ModelError(
-            f"{model} is an IBQ tokenizer: it has no language model and only reconstructs pictures (ett reconstruct); "
+            f"{model} is an IBQ tokenizer: it has no language model and only reconstructs images (ett reconstruct); "
             f"name an ETT model such as {'ett-gen' if draws else 'ett-chat'} instead."
         )
     if kind != "ett":
@@ -108,7 +108,7 @@ def _load_processor(model: str, draws: bool = False, answers: bool = False) -> t
     config = _load(ETTConfig.from_pretrained, model)
     if draws and not config.visual_head:
         raise ModelError(
-            f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
+            f"{model} has no visual head, so it reads images but cannot draw them; name a generation model such as "
             "ett-gen instead."
         )
     if answers and not config.answers:
@@ -195,7 +195,7 @@ def ask(
     Other arguments and errors are those of [`captions`].
     """
     if not question.strip():
-        raise ValueError("The question is empty; ask something about the picture.")
+        raise ValueError("The question is empty; ask something about the image.")
     opened = _open_images([image] if isinstance(image, str) else image, dtype)
     config, processor = _load_processor(model, answers=True)
     return _answer(
@@ -290,34 +290,32 @@ def draw(
 def reconstruct(
     image: str, model: str, height: int | None = None, width: int | None = None, own_size: bool = False
 ) -> tuple["Image.Image", float]:
-    """Encodes a picture to codes and decodes it again; in tiles where a side is longer than `TILED_ABOVE` pixels.
+    """Encodes an image to codes and decodes it again; in tiles where a side is longer than `TILED_ABOVE` pixels.
 
     Args:
-        height, width: Pixels that the picture is resized and cropped to, multiples of the tokenizer's factor; one left
+        height, width: Pixels that the image is resized and cropped to, multiples of the tokenizer's factor; one left
             out is that of the image processor in the model's folder.
-        own_size: Keep the picture's pixels as they are; only cut off at the edges what divides into no codes.
+        own_size: Keep the image's pixels as they are; only cut off at the edges what divides into no codes.
 
     Returns:
-        The reconstruction, and its PSNR in dB against the picture as the tokenizer saw it.
+        The reconstruction, and its PSNR in dB against the image as the tokenizer saw it.
 
     Raises:
-        ValueError: A side is no multiple of the factor, is given together with `own_size`, or the picture is smaller
+        ValueError: A side is no multiple of the factor, is given together with `own_size`, or the image is smaller
             than a code.
     """
     if own_size and (height or width):
-        raise ValueError(
-            "A size was given and the picture's own asked for; give either a height and width or own_size."
-        )
+        raise ValueError("A size was given and the image's own asked for; give either a height and width or own_size.")
     check_image_source(image)
-    picture = load_image(image)
+    loaded = load_image(image)
     tokenizer, image_processor = load_tokenizer(model)
     if own_size:
-        picture = _crop_to_multiples(picture, tokenizer.spatial_factor)
-        width, height = picture.size
+        loaded = _crop_to_multiples(loaded, tokenizer.spatial_factor)
+        width, height = loaded.size
     size = {"height": height or image_processor.size["height"], "width": width or image_processor.size["width"]}
     if max(size.values()) > TILED_ABOVE:
         tokenizer.enable_tiling()
-    pixels = image_processor(picture, size=size, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(loaded, size=size, return_tensors="pt")["pixel_values"]
     pixels = pixels.to(tokenizer.device, tokenizer.dtype)
     with torch.no_grad():
         codes = tokenizer.encode_codes(pixels)
@@ -327,23 +325,23 @@ def reconstruct(
     return image_processor.post_process(decoded)[0], psnr.item()
 
 
-def _crop_to_multiples(picture: "Image.Image", factor: int) -> "Image.Image":
-    """The centre of a picture, with the largest sides that are multiples of `factor`."""
-    width, height = (side // factor * factor for side in picture.size)
+def _crop_to_multiples(image: "Image.Image", factor: int) -> "Image.Image":
+    """The centre of an image, with the largest sides that are multiples of `factor`."""
+    width, height = (side // factor * factor for side in image.size)
     if 0 in (width, height):
         raise ValueError(
-            f"The picture is {picture.height} x {picture.width} pixels (height x width); at its own size this "
+            f"The image is {image.height} x {image.width} pixels (height x width); at its own size this "
             f"tokenizer needs at least {factor} x {factor}. Give a height and width instead."
         )
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def check_image_path(path: str | os.PathLike, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Path:
-    """A path that a picture may be written to.
+    """A path that an image may be written to.
 
     Raises:
-        ValueError: Its suffix is not a picture's, or it is a folder, or its folder does not exist.
+        ValueError: Its suffix is not an image's, or it is a folder, or its folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -355,10 +353,10 @@ def check_image_path(path: str | os.PathLike, suffixes: tuple[str, ...] = IMAGE_
     return path
 
 
-def save_image(picture: "Image.Image", path: Path):
-    """Writes a picture under a temporary name first, so that an interruption leaves no half of one."""
+def save_image(image: "Image.Image", path: Path):
+    """Writes an image under a temporary name first, so that an interruption leaves no half of one."""
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    picture.save(temporary)
+    image.save(temporary)
     temporary.replace(path)
 
 

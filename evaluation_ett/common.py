@@ -1,4 +1,4 @@
-"""What the measurements share: batches, pictures as tensors and back, prompts, a model in evaluation mode, files."""
+"""What the measurements share: batches, images as tensors and back, prompts, a model in evaluation mode, files."""
 
 import json
 import math
@@ -43,22 +43,22 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def to_pixels(picture: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
-    """A picture as float32 `(3, H, W)` in `[-1, 1]`; a tensor is expected to be that already.
+def to_pixels(image: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
+    """An image as float32 `(3, H, W)` in `[-1, 1]`; a tensor is expected to be that already.
 
     Raises:
         ValueError: A tensor is not of three channels.
     """
-    if isinstance(picture, torch.Tensor):
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise ValueError(f"A picture has shape {tuple(picture.shape)}; expected (3, H, W) with values in [-1, 1].")
-        return picture.float()
-    image = picture.render() if isinstance(picture, Scene) else picture.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"An image has shape {tuple(image.shape)}; expected (3, H, W) with values in [-1, 1].")
+        return image.float()
+    rgb = image.render() if isinstance(image, Scene) else image.convert("RGB")
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 127.5 - 1
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
-    """Pixels `(3, H, W)` in `[-1, 1]`, clamped, to a picture of 8 bits a channel."""
+    """Pixels `(3, H, W)` in `[-1, 1]`, clamped, to an image of 8 bits a channel."""
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
@@ -75,10 +75,10 @@ def encode(
     return torch.cat(codes)
 
 
-def picture_prompt(processor: ETTProcessor, text: str) -> str:
-    """A user's turn that asks `text` of one picture, up to the answer, with a placeholder for each code.
+def image_prompt(processor: ETTProcessor, text: str) -> str:
+    """A user's turn that asks `text` of one image, up to the answer, with a placeholder for each code.
 
-    The empty text gives the picture alone, which captions follow in training's stages 1 and 2.
+    The empty text gives the image alone, which captions follow in training's stages 1 and 2.
     """
     if not text:
         return processor.image_placeholder()
@@ -88,7 +88,7 @@ def picture_prompt(processor: ETTProcessor, text: str) -> str:
 
 
 def tokenize(processor: ETTProcessor, prompts: list[str]) -> BatchEncoding:
-    """Prompts that hold a placeholder for each code, padded on the left; the processor would ask for pictures."""
+    """Prompts that hold a placeholder for each code, padded on the left; the processor would ask for images."""
     return processor.encode_texts(prompts)
 
 
@@ -99,7 +99,7 @@ def answer(
     image_codes: torch.LongTensor,
     max_new_tokens: int,
 ) -> list[str]:
-    """What the model answers, greedily, to prompts with one picture each, of codes `(len(prompts), h, w)`."""
+    """What the model answers, greedily, to prompts with one image each, of codes `(len(prompts), h, w)`."""
     inputs = tokenize(processor, prompts).to(model.device)
     tokens = model.generate(
         **inputs,
@@ -139,7 +139,7 @@ __all__ = [
     "batches",
     "encode",
     "evaluating",
-    "picture_prompt",
+    "image_prompt",
     "to_image",
     "to_pixels",
     "tokenize",

@@ -14,7 +14,7 @@ from ett.modeling_ett.gradient_path import GradientPath, is_closed, measure_grad
 from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .common import evaluating
-from .data_sets import Pictures, SceneImages, describe_skipped, none_readable
+from .data_sets import Images, SceneImages, describe_skipped, none_readable
 from .measures import codebook_use
 
 OPEN_FROM = 0.1
@@ -32,7 +32,7 @@ ROWS = {
 
 
 def inspect_tokenizer(
-    tokenizer: IBQModel, images: Pictures | SceneImages, model: str, batch_size: int = 8, progress: bool = True
+    tokenizer: IBQModel, images: Images | SceneImages, model: str, batch_size: int = 8, progress: bool = True
 ) -> dict[str, Any]:
     """
     Args:

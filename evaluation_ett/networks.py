@@ -77,7 +77,7 @@ PERCEPTUAL = {
 
 
 class InceptionFeatures(nn.Module):
-    """Pictures `(B, 3, H, W)` in `[0, 1]` to InceptionV3's features `(B, 2048)`, as pytorch-fid computes them: resized
+    """Images `(B, 3, H, W)` in `[0, 1]` to InceptionV3's features `(B, 2048)`, as pytorch-fid computes them: resized
     to 299 bilinearly, in floats all the way."""
 
     num_features = 2048
@@ -87,8 +87,8 @@ class InceptionFeatures(nn.Module):
         INCEPTION.fetch()
         self.network = InceptionV3().eval()
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.network(pictures)[0].flatten(1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)[0].flatten(1)
 
 
 class RandomSqueezeFeatures(nn.Module):

@@ -3,7 +3,7 @@
 - Pixels, codes and codebook embeddings are three ways in; they meet at embeddings, and nothing after that point knows
   which it was.
 - The tokenizer is part of the model, so the caption loss reaches its encoder and its codebook.
-- The same embeddings are decoded to a picture when a reconstruction is asked for.
+- The same embeddings are decoded to an image when a reconstruction is asked for.
 """
 
 import copy
@@ -50,7 +50,7 @@ class ETTModelOutputWithPast(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`).
         cache, hidden_states, attentions: As in the language model.
-        image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected pictures.
+        image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected images.
         quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
     """
 
@@ -70,7 +70,7 @@ class ETTCausalLMOutputWithPast(ModelOutput):
             (with `predict_codes`).
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens; not where
             `skip_logits` holds.
-        code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
+        code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each image's codes, in raster
             order; given with `predict_codes`, but not where `skip_logits` holds.
         reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
             clamped.
@@ -390,16 +390,16 @@ class ETTModel(ETTPreTrainedModel):
         )
 
     def placeholder_mask(self, input_ids: torch.LongTensor | None, image_features: torch.Tensor) -> torch.BoolTensor:
-        """Where pictures stand in `input_ids`, of its shape."""
+        """Where images stand in `input_ids`, of its shape."""
         if input_ids is None:
-            raise ValueError("Pictures need input_ids with placeholders for them; only inputs_embeds were given.")
+            raise ValueError("Images need input_ids with placeholders for them; only inputs_embeds were given.")
         mask = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling():
             placeholders, codes = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
             if placeholders != codes:
                 raise ValueError(
                     f"input_ids hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
-                    f"{image_features.shape[0]} pictures have {codes} codes. Prepare both with one ETTProcessor call."
+                    f"{image_features.shape[0]} images have {codes} codes. Prepare both with one ETTProcessor call."
                 )
         return mask
 
@@ -538,8 +538,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
                 none (equation 2).
-            predict_codes (`bool`): Also predict the pictures' codes, each from what stands before it.
-            return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
+            predict_codes (`bool`): Also predict the images' codes, each from what stands before it.
+            return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to an image.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
             num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.
             skip_logits (`bool`): Compute the losses of labels alone, without the scores of all positions; by default
@@ -624,7 +624,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        # Later steps find the pictures in the cache.
+        # Later steps find the images in the cache.
         if is_first_iteration or not kwargs.get("use_cache", True):
             model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, codebook_embeds=codebook_embeds)
         return model_inputs
@@ -636,22 +636,22 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """As in every model, but with a text all of its pictures are repeated, however many it has."""
+        """As in every model, but with a text all of its images are repeated, however many it has."""
         names = ("pixel_values", "image_codes", "codebook_embeds")
-        pictures = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
-        if expand_size > 1 and len(pictures) == 1 and model_kwargs.get("inputs_embeds") is None:
-            [(name, values)] = pictures.items()
+        images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
+        if expand_size > 1 and len(images) == 1 and model_kwargs.get("inputs_embeds") is None:
+            [(name, values)] = images.items()
             if name == "pixel_values":
                 # Once, not once a copy.
                 name, values = "image_codes", self.model.quantize_pixels(values).codes
             codes = values.flatten(1) if name == "image_codes" else values
             numbers = self.model.placeholder_mask(input_ids, codes).sum(dim=1).tolist()
             repeated = [group for group in codes.flatten(0, 1).split(numbers) for _ in range(expand_size)]
-            pictures = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
+            images = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        return input_ids, {**model_kwargs, **pictures}
+        return input_ids, {**model_kwargs, **images}
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The embedded data set "scenes": images rendered on the fly, what is said of them, and a detector to read them."""
+"""The embedded dataset "scenes": images rendered on the fly, what is said of them, and a detector to read them."""
 
 from .detector import DetectedScene, Verdict, detect, satisfies
 from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair

@@ -92,7 +92,7 @@ def make_language_model():
 
 @pytest.fixture
 def make_model(make_language_model, make_vision_tokenizer):
-    """Makes an ETT model of the two for pictures of 16 x 16 pixels, in evaluation mode."""
+    """Makes an ETT model of the two for images of 16 x 16 pixels, in evaluation mode."""
     import torch
 
     from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration

@@ -189,8 +189,8 @@ def _model_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 yield f"model.{name}", reason
     elif section.linear_start:
         yield "model.linear_start", "only the tokenizer's own stage (task reconstruction) starts a new tokenizer"
-    if section.codebook_size is None and section.codebook_pictures != ModelSection().codebook_pictures:
-        yield "model.codebook_pictures", "the codebook keeps its size, since model.codebook_size is not given"
+    if section.codebook_size is None and section.codebook_images != ModelSection().codebook_images:
+        yield "model.codebook_images", "the codebook keeps its size, since model.codebook_size is not given"
 
 
 def _data_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -55,7 +55,7 @@ def check_streaming(recipe: "Recipe"):
         raise ValueError("Streamed data are not kept (data.streaming=true); set data.in_memory=false.")
     if recipe.model.codebook_size is not None:
         raise ValueError(
-            "model.codebook_size counts codes in pictures from all over the data, which streamed data do not give; "
+            "model.codebook_size counts codes in images from all over the data, which streamed data do not give; "
             "set data.streaming=false."
         )
 
@@ -64,7 +64,7 @@ def build_source(task: str, data: "DataSection", seed: int) -> Examples | Stream
     """The examples of one source."""
     if data.source is None:
         raise ValueError(
-            "This recipe needs data: give data.source=FOLDER (pictures with a metadata.jsonl), any data set that "
+            "This recipe needs data: give data.source=FOLDER (images with a metadata.jsonl), any dataset that "
             "datasets can load, or data.source=scenes."
         )
     if data.source == "scenes":
@@ -107,7 +107,7 @@ def describe_data(data: "DataSection") -> str:
             for entry in data.mixture.values()
         )
     if data.source == "scenes":
-        return f"{data.length} scenes of the embedded data set (split {data.split}), drawn by the seed"
+        return f"{data.length} scenes of the embedded dataset (split {data.split}), drawn by the seed"
     return str(data.source)
 
 

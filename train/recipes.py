@@ -42,7 +42,7 @@ class ModelSection:
         linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
         codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
             codebook keeps the codes that the training data use most, a larger one splits them.
-        codebook_pictures: Images of the training data on which the use of codes is counted for another
+        codebook_images: Images of the training data on which the use of codes is counted for another
             `codebook_size`.
         discriminator: Where the tokenizer learns: the discriminator to start from. By default this is
             `discriminator.safetensors` of the folder `path` or `vision_tokenizer`, or a new one where the folder has
@@ -67,7 +67,7 @@ class ModelSection:
     load_in_4bit: bool = False
     linear_start: bool = False
     codebook_size: int | None = None
-    codebook_pictures: int = 10_000
+    codebook_images: int = 10_000
     discriminator: str | None = None
     image_size: int | None = None
     code_positions: bool | None = None

@@ -209,7 +209,7 @@ def _run(
         if trainer.vq_loss is not None and trainer.vq_loss.perceptual is not None:
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
-            logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
+            logger.warning("%d images could not be read and were skipped.", len(record["skipped_images"]))
         finish_folder(trainer, output_dir, record, recipe, weights, kept_discriminator)
     PartialState().wait_for_everyone()
 
@@ -308,7 +308,7 @@ def change_codebook(
     counts = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
     if not is_resumed and PartialState().is_main_process:
         counts = count_codes(
-            tokenizer.to(args.device), dataset, section.codebook_pictures, args.train_batch_size, progress
+            tokenizer.to(args.device), dataset, section.codebook_images, args.train_batch_size, progress
         )
     # All processes split the same codes.
     counts = broadcast(counts.to(args.device)).cpu()

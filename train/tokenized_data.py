@@ -19,8 +19,8 @@ def check_tokenized_data(recipe: Recipe):
     """Looks at folders of codes that a recipe names, before any model is loaded.
 
     Raises:
-        ValueError: The stage needs pixels, the codes are another tokenizer's or of pictures prepared differently,
-            files are missing or damaged, or codes and pictures would meet in a batch.
+        ValueError: The stage needs pixels, the codes are another tokenizer's or of images prepared differently,
+            files are missing or damaged, or codes and images would meet in a batch.
     """
     data = recipe.data
     sections = [source_section(data, entry) for entry in data.mixture.values()] if data.mixture else [data]
@@ -31,13 +31,13 @@ def check_tokenized_data(recipe: Recipe):
     if recipe.task == "reconstruction" or "vision_tokenizer" in recipe.train:
         raise ValueError(
             f"'{tokenized[0]}' holds codes and no pixels: there is nothing to reconstruct, and this stage trains the "
-            "tokenizer. Give the pictures that the codes were made of."
+            "tokenizer. Give the images that the codes were made of."
         )
     others = [source for source in sources if source not in tokenized]
     if others and not data.in_memory:
         raise ValueError(
-            f"'{tokenized[0]}' holds codes and '{others[0]}' pictures, which cannot share a batch; tokenize that one, "
-            "too, or set data.in_memory=true, which makes its pictures codes before training."
+            f"'{tokenized[0]}' holds codes and '{others[0]}' images, which cannot share a batch; tokenize that one, "
+            "too, or set data.in_memory=true, which makes its images codes before training."
         )
     fits = {source: fit_of_codes(read_tokenization(source)) for source in tokenized}
     if len(set(fits.values())) > 1:
@@ -77,7 +77,7 @@ def _check_fingerprint(source: str, record: dict[str, Any], section: ModelSectio
     if record["fingerprint"] != expected:
         made, wanted = record["preprocessing"]["size"], preprocessing(image_processor)["size"]
         raise ValueError(
-            f"The codes in '{source}' were made by '{record['model']}' of pictures of {made[0]} x {made[1]} pixels "
+            f"The codes in '{source}' were made by '{record['model']}' of images of {made[0]} x {made[1]} pixels "
             f"(fingerprint {record['fingerprint'][:12]}); this recipe's tokenizer, '{model}' for {wanted[0]} x "
             f"{wanted[1]} pixels, has the fingerprint {expected[:12]} and would make others. Make them anew with "
             f"`ett tokenize {record['data_set']} FOLDER --model {model} --image-size {wanted[0]}`, or name the model "

@@ -14,7 +14,7 @@ WORDS = ["a", "red", "circle", "blue", "square", "what", "color", "is", "the", "
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A folder with `ett-tokenizer`, `ett-chat` and `ett-gen`, for pictures of 16 x 16 pixels and 4 x 4 codes."""
+    """A folder with `ett-tokenizer`, `ett-chat` and `ett-gen`, for images of 16 x 16 pixels and 4 x 4 codes."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     vision_tokenizer = IBQModel(
@@ -60,7 +60,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image(tmp_path):
+    path = tmp_path / "image.png"
     Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
     return path

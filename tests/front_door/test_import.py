@@ -122,11 +122,11 @@ print(type(diffusers.AutoModel.from_pretrained("ett-gen")).__name__)"""
     assert "Tokenizer" in others[5] and others[6] == "ETTModel"
 
 
-def test_the_literal_pipeline_call_captions_a_picture(models, picture):
+def test_the_literal_pipeline_call_captions_a_image(models, image):
     code = f"""
 import ett
 from transformers import pipeline
-print(list(pipeline("image-to-text", model="ett-chat")({str(picture)!r})[0]))"""
+print(list(pipeline("image-to-text", model="ett-chat")({str(image)!r})[0]))"""
     assert run_python(code, models) == "['generated_text']"
 
 

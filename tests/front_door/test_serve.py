@@ -26,9 +26,9 @@ def served(models, monkeypatch):
     manager.shutdown()
 
 
-def test_the_server_answers_a_question_about_a_picture_as_the_pipeline_does(served, picture):
+def test_the_server_answers_a_question_about_a_image_as_the_pipeline_does(served, image):
     model, processor = served.load_model_and_processor("ett-chat")
-    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "what color is the circle ?"},
@@ -50,7 +50,7 @@ def test_the_server_answers_a_question_about_a_picture_as_the_pipeline_does(serv
         GenerateManager().generate_non_streaming(model, processor, inputs, model.generation_config, "")
     )
     pipe = pipeline("image-to-text", model="ett-chat", device="cpu")
-    assert pipe(str(picture), content[1]["text"], max_new_tokens=6)[0]["generated_text"] == answer
+    assert pipe(str(image), content[1]["text"], max_new_tokens=6)[0]["generated_text"] == answer
     assert answer
 
 
@@ -175,9 +175,9 @@ def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
     assert response.status_code == 400 and b"The word 'zebra' is unknown." in response.body
 
 
-def test_stop_strings_that_a_tokenizer_cannot_have_are_one_sentence(served, picture):
+def test_stop_strings_that_a_tokenizer_cannot_have_are_one_sentence(served, image):
     model, processor = served.load_model_and_processor("ett-chat")
-    inputs = processor(images=[picture], text=["<image> what color is the circle ?"])
+    inputs = processor(images=[image], text=["<image> what color is the circle ?"])
     options = {"max_new_tokens": 4, "do_sample": False, "stop_strings": ["red"]}
     # Servers hand the processor on in the tokenizer's place.
     for tokenizer in (processor, processor.tokenizer):

@@ -1,4 +1,4 @@
-"""The model: three ways in for pictures, one gradient from captions to the tokenizer, exact folders."""
+"""The model: three ways in for images, one gradient from captions to the tokenizer, exact folders."""
 
 import pytest
 import torch
@@ -14,20 +14,20 @@ IGNORED = -100
 
 @pytest.fixture
 def inputs():
-    """Two texts of a picture (16 codes) and five words, with the words as labels."""
+    """Two texts of an image (16 codes) and five words, with the words as labels."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.tensor([[IMAGE_START, *[IMAGE] * 16, IMAGE_END]]).repeat(2, 1)
+    image = torch.tensor([[IMAGE_START, *[IMAGE] * 16, IMAGE_END]]).repeat(2, 1)
     words = torch.randint(10, 40, (2, 5), generator=generator)
     return {
-        "input_ids": torch.cat([picture, words], dim=1),
+        "input_ids": torch.cat([image, words], dim=1),
         "pixel_values": torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1,
-        "labels": torch.cat([torch.full_like(picture, IGNORED), words], dim=1),
+        "labels": torch.cat([torch.full_like(image, IGNORED), words], dim=1),
     }
 
 
-def logits(model, inputs, **pictures):
+def logits(model, inputs, **images):
     with torch.no_grad():
-        return model(input_ids=inputs["input_ids"], **pictures).logits
+        return model(input_ids=inputs["input_ids"], **images).logits
 
 
 @pytest.mark.parametrize("l2_normalize", [False, True])
@@ -48,7 +48,7 @@ def test_other_pixels_give_other_logits(make_model, inputs):
     assert bool((difference[:, -1].abs().amax(dim=-1) > 1e-2).all())
 
 
-def test_pictures_stand_in_order_of_their_placeholders(make_model, inputs):
+def test_images_stand_in_order_of_their_placeholders(make_model, inputs):
     model, pixels = make_model(), inputs["pixel_values"]
     both = logits(model, inputs, pixel_values=pixels)
     first = logits(model, {"input_ids": inputs["input_ids"][:1]}, pixel_values=pixels[:1])
@@ -180,16 +180,16 @@ def test_a_reconstruction_without_pixels_is_an_error(make_model, inputs):
 
 
 def test_placeholders_and_codes_that_differ_in_number_are_an_error_that_tells_both(make_model, inputs):
-    with pytest.raises(ValueError, match=r"hold 32 image placeholders \(token 4\), but the 1 pictures have 16 codes"):
+    with pytest.raises(ValueError, match=r"hold 32 image placeholders \(token 4\), but the 1 images have 16 codes"):
         make_model()(inputs["input_ids"], pixel_values=inputs["pixel_values"][:1])
 
 
-def test_pictures_without_placeholders_are_an_error(make_model, inputs):
+def test_images_without_placeholders_are_an_error(make_model, inputs):
     with pytest.raises(ValueError, match="hold 0 image placeholders"):
         make_model()(torch.tensor([[10, 11]]), pixel_values=inputs["pixel_values"])
 
 
-def test_pictures_given_twice_are_an_error(make_model, inputs):
+def test_images_given_twice_are_an_error(make_model, inputs):
     with pytest.raises(ValueError, match="given: pixel_values, image_codes"):
         make_model()(inputs["input_ids"], pixel_values=inputs["pixel_values"], image_codes=torch.zeros(2, 4, 4).long())
 
@@ -327,14 +327,14 @@ def config_with_context(length):
 
 def test_a_prompt_fits_the_context_if_a_token_of_the_answer_does():
     config_with_context(4).check_context(3)
-    message = r"^The prompt has 4 tokens, pictures included, and the language model's context ends at 4; shorten it\.$"
+    message = r"^The prompt has 4 tokens, images included, and the language model's context ends at 4; shorten it\.$"
     with pytest.raises(ValueError, match=message):
         config_with_context(4).check_context(4)
 
 
 def test_a_drawing_fits_the_context_if_its_last_code_does():
     config_with_context(8).check_context(2, num_codes=6)
-    with pytest.raises(ValueError, match="The prompt has 2 tokens and the picture 7 codes, together more than the 8"):
+    with pytest.raises(ValueError, match="The prompt has 2 tokens and the image 7 codes, together more than the 8"):
         config_with_context(8).check_context(2, num_codes=7)
 
 

@@ -1,4 +1,4 @@
-"""Text and pictures out of the model: the fast ways equal the slow ones."""
+"""Text and images out of the model: the fast ways equal the slow ones."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
-PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+IMAGE_TOKENS = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
 GREEDY = {"generation_mode": "image", "do_sample": False}
 
 
@@ -32,17 +32,17 @@ def prompts():
 
 def test_text_with_the_cache_equals_text_without(make_model, pixels):
     model = make_model()
-    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    ids = torch.tensor([[*IMAGE_TOKENS, 10, 11], [*IMAGE_TOKENS, 12, 13]])
     options = {"pixel_values": pixels, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     fast, slow = (model.generate(ids, **options, use_cache=use_cache) for use_cache in (True, False))
     assert fast.shape == (2, 26)
     assert torch.equal(fast, slow)
 
 
-@pytest.mark.parametrize("pictures", ["pixel_values", "image_codes", "codebook_embeds"])
-def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, pictures):
+@pytest.mark.parametrize("images", ["pixel_values", "image_codes", "codebook_embeds"])
+def test_text_from_every_kind_of_image_is_the_same(make_model, pixels, images):
     model = make_model()
-    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    ids = torch.tensor([[*IMAGE_TOKENS, 10, 11], [*IMAGE_TOKENS, 12, 13]])
     quantized = model.model.quantize_pixels(pixels)
     given = {
         "pixel_values": pixels,
@@ -51,27 +51,27 @@ def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, picture
     }
     options = {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(ids, pixel_values=pixels, **options)
-    assert torch.equal(model.generate(ids, **{pictures: given[pictures]}, **options), expected)
+    assert torch.equal(model.generate(ids, **{images: given[images]}, **options), expected)
     assert not torch.equal(model.generate(ids, pixel_values=-pixels, **options), expected)
 
 
 def test_a_batch_padded_on_the_left_writes_what_each_text_alone_does(make_model, pixels):
     model = make_model()
-    short, long = [*PICTURE, 10], [14, 15, *PICTURE, 12, 13]
+    short, long = [*IMAGE_TOKENS, 10], [14, 15, *IMAGE_TOKENS, 12, 13]
     ids = torch.tensor([[PAD] * (len(long) - len(short)) + short, long])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     batch = model.generate(ids, attention_mask=(ids > 0).long(), pixel_values=pixels, **options)
-    for row, (text, picture) in enumerate(zip((short, long), pixels.split(1), strict=True)):
-        alone = model.generate(torch.tensor([text]), pixel_values=picture, **options)
+    for row, (text, image) in enumerate(zip((short, long), pixels.split(1), strict=True)):
+        alone = model.generate(torch.tensor([text]), pixel_values=image, **options)
         assert batch[row, -6:].tolist() == alone[0, -6:].tolist()
 
 
-# Pictures
+# Images
 
 
 @torch.no_grad()
 def draw_slowly(model, prompt, num_codes, guidance_scale):
-    """One picture, greedily, everything computed anew for each code: no cache, no batch, no padding."""
+    """One image, greedily, everything computed anew for each code: no cache, no batch, no padding."""
     codes = []
     for _ in range(num_codes):
         scores = []
@@ -103,7 +103,7 @@ def test_a_batch_of_prompts_draws_what_each_alone_does(make_model, prompts, guid
     drawn = model.generate(**batch, **GREEDY, guidance_scale=guidance_scale)
     alone = [model.generate(row, **GREEDY, guidance_scale=guidance_scale) for row in rows]
     assert torch.equal(drawn, torch.cat(alone))
-    assert len({tuple(picture.flatten().tolist()) for picture in alone}) > 1
+    assert len({tuple(image.flatten().tolist()) for image in alone}) > 1
 
 
 def test_guidance_by_one_is_no_guidance(make_model, prompts):
@@ -121,9 +121,9 @@ def test_what_a_drawing_is_does_not_depend_on_its_neighbours_with_a_generator_ea
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     drawn = model.generate(**batch, generation_mode="image", generator=generators(7, 8, 9))
-    for row, seed, picture in zip(rows, (7, 8, 9), drawn, strict=True):
+    for row, seed, image in zip(rows, (7, 8, 9), drawn, strict=True):
         alone = model.generate(row, generation_mode="image", generator=generators(seed))
-        assert torch.equal(alone[0], picture)
+        assert torch.equal(alone[0], image)
     other = model.generate(**batch, generation_mode="image", generator=generators(1, 2, 3))
     assert not torch.equal(other, drawn)
 
@@ -156,7 +156,7 @@ def test_a_drawing_has_the_size_asked_for(make_model):
     assert -1 <= pixels.min() and pixels.max() <= 1
 
 
-def test_several_pictures_of_a_prompt_are_those_of_the_prompt_repeated(make_model, prompts):
+def test_several_images_of_a_prompt_are_those_of_the_prompt_repeated(make_model, prompts):
     model, (_, batch) = make_model(), prompts
     repeated = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items()}
 
@@ -169,9 +169,9 @@ def test_several_pictures_of_a_prompt_are_those_of_the_prompt_repeated(make_mode
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_pictures_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
+def test_images_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
     model = make_model()
-    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START], [PAD, *PICTURE, IMAGE_START]])
+    prompt = torch.tensor([[*IMAGE_TOKENS, 10, IMAGE_START], [PAD, *IMAGE_TOKENS, IMAGE_START]])
     options = {**GREEDY, "guidance_scale": guidance_scale, "attention_mask": (prompt > 0).long()}
     drawn = model.generate(prompt, pixel_values=pixels, **options)
     codes = model.model.quantize_pixels(pixels).codes
@@ -264,7 +264,7 @@ def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, pro
     assert stopped[:, 6:].unique().tolist() == [-1]
 
 
-def test_where_nothing_was_drawn_a_picture_is_grey(make_model):
+def test_where_nothing_was_drawn_a_image_is_grey(make_model):
     model = make_model()
     codes = torch.arange(16).view(1, 4, 4)
     partial = model.decode_image_tokens(codes.masked_fill(codes > 5, -1))
@@ -284,9 +284,7 @@ def test_codes_come_one_by_one_as_they_are_drawn(make_model, prompts):
 
 @pytest.mark.parametrize("window", [2, 5, 40])
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"top_p": 0.9, "temperature": 0.5}], ids=str)
-def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_same(
-    make_model, prompts, window, options
-):
+def test_guessing_ahead_draws_the_same_images_and_leaves_the_generator_the_same(make_model, prompts, window, options):
     model, (_, batch) = make_model(), prompts
     plain, ahead = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
     options = {**batch, **options, "generation_mode": "image", "image_size": (16, 12)}
@@ -298,7 +296,7 @@ def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_sam
     assert torch.equal(ahead.get_state(), plain.get_state())
 
 
-def test_guessing_ahead_with_a_generator_each_draws_the_same_pictures(make_model, prompts):
+def test_guessing_ahead_with_a_generator_each_draws_the_same_images(make_model, prompts):
     model, (_, batch) = make_model(), prompts
 
     def draw(**options):
@@ -468,7 +466,7 @@ def test_options_out_of_range_are_an_error(make_model, options, message):
         make_model().generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", **options)
 
 
-def test_a_prompt_that_does_not_end_where_pictures_start_is_an_error(make_model):
+def test_a_prompt_that_does_not_end_where_images_start_is_an_error(make_model):
     with pytest.raises(ValueError, match="must end with the image start token 5"):
         make_model().generate(torch.tensor([[10, IMAGE_START], [IMAGE_START, 10]]), generation_mode="image")
 
@@ -481,8 +479,8 @@ def test_attention_that_would_be_wrong_is_an_error(make_model):
 
 
 @pytest.mark.parametrize("mode", ["text", "image"])
-def test_placeholders_without_pictures_are_an_error(make_model, mode):
-    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START]])
+def test_placeholders_without_images_are_an_error(make_model, mode):
+    prompt = torch.tensor([[*IMAGE_TOKENS, 10, IMAGE_START]])
     with pytest.raises(ValueError, match=r"has 16 placeholders of images \(token 4\), and no image is given"):
         make_model().generate(prompt, generation_mode=mode)
 
@@ -491,11 +489,9 @@ def test_a_prompt_that_the_context_has_no_room_for_is_an_error(make_model, make_
     model = make_model(make_language_model(max_position_embeddings=24))
     prompt = torch.tensor([[PAD] * 20 + [10] * 8 + [IMAGE_START]])
     mask = (prompt > 0).long()
-    with pytest.raises(
-        ValueError, match="The prompt has 9 tokens and the picture 16 codes, together more than the 24"
-    ):
+    with pytest.raises(ValueError, match="The prompt has 9 tokens and the image 16 codes, together more than the 24"):
         model.generate(prompt, attention_mask=mask, generation_mode="image")
-    with pytest.raises(ValueError, match=r"The prompt has 24 tokens, pictures included, .* context ends at 24"):
+    with pytest.raises(ValueError, match=r"The prompt has 24 tokens, images included, .* context ends at 24"):
         model.generate(torch.full((1, 24), 10))
 
 

@@ -288,7 +288,7 @@ def test_no_tensor_of_tokens_by_codes_is_ever_allocated(monkeypatch):
     assert largest_allocation(lambda: quantizer(latents)) <= 2**17 * 4
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "a view of one picture"])
+@pytest.mark.parametrize("layout", ["contiguous", "a view of one image"])
 def test_the_operators_keep_their_promises_to_autograd_and_to_the_compiler(layout):
     table = make_quantizer().embedding.weight
     tokens = make_latents()[:1].movedim(1, -1).flatten(0, 2)

@@ -73,8 +73,8 @@ def make_items(stage: str) -> list[dict]:
         ids = [*words, 5, *[4] * 16] if is_drawing else [5, *[4] * 16, 6, *words]
         pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
         labels = [-100] * (len(ids) - len(words)) + words
-        picture = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
-        items.append({"input_ids": ids, "labels": labels, **picture})
+        image = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
+        items.append({"input_ids": ids, "labels": labels, **image})
     if stage == "chat":
         items[1::2] = [{"input_ids": [7, *words], "labels": [-100, *words]} for words in map(answer, items[1::2])]
     return items
@@ -99,7 +99,7 @@ def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False
         "dataloader_pin_memory": False,
         "perceptual_weight": 0.0,
         "adversarial_weight": 0.0,
-        # Of the mean assignment in a process's own pictures, which differs between one process and two.
+        # Of the mean assignment in a process's own images, which differs between one process and two.
         "entropy_weight": 0.0,
         "discriminator_width": 8,
         "discriminator_layers": 1,

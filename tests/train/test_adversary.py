@@ -124,7 +124,7 @@ def test_critics_see_a_part_of_the_batch_where_told_so(make_vision_tokenizer, ar
     sizes = []
 
     def see(module, inputs):
-        # FLOPs are counted on pictures without data.
+        # FLOPs are counted on images without data.
         if not inputs[0].is_meta:
             sizes.append(len(inputs[0]))
 

@@ -1,4 +1,4 @@
-"""A new model of a language model's folder: its own tokens stand for pictures, and its embeddings are as they were."""
+"""A new model of a language model's folder: its own tokens stand for images, and its embeddings are as they were."""
 
 import shutil
 

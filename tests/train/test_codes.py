@@ -42,7 +42,7 @@ def test_codes_of_the_former_layout_are_refused(tmp_path):
         read_tokenization(tmp_path)
 
 
-def test_examples_with_codes_are_prepared_as_those_with_pictures_are(processor):
+def test_examples_with_codes_are_prepared_as_those_with_images_are(processor):
     codes = torch.arange(128).reshape(2, 8, 8)
     caption = {"image_codes": codes[:1], "text": "a red circle"}
     prepared = PreparedDataset([caption, {"image_codes": codes[:0], "text": "a circle"}], "caption", processor)
@@ -53,7 +53,7 @@ def test_examples_with_codes_are_prepared_as_those_with_pictures_are(processor):
     assert torch.equal(batch["image_codes"], codes[:1])
 
 
-def test_pictures_of_several_sizes_do_not_share_a_batch():
+def test_images_of_several_sizes_do_not_share_a_batch():
     items = [{"image_codes": torch.zeros(1, 2, 2).long()}, {"image_codes": torch.zeros(1, 2, 3).long()}]
-    with pytest.raises(ValueError, match="A batch has pictures of 2 x 2 and 2 x 3 codes"):
+    with pytest.raises(ValueError, match="A batch has images of 2 x 2 and 2 x 3 codes"):
         ETTCollator()(items)

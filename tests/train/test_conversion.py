@@ -255,10 +255,10 @@ def test_a_discriminator_that_is_there_already_is_left_alone(tmp_path, raw):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_a_converted_tokenizer_reconstructs_pictures(tmp_path, raw):
+def test_a_converted_tokenizer_reconstructs_images(tmp_path, raw):
     convert_tokenizer(write_emu_folder(tmp_path / "emu", raw), tmp_path / "tokenizer")
-    Image.linear_gradient("L").save(tmp_path / "picture.png")
-    command = ["reconstruct", tmp_path / "picture.png", "--model", tmp_path / "tokenizer", "--output"]
+    Image.linear_gradient("L").save(tmp_path / "image.png")
+    command = ["reconstruct", tmp_path / "image.png", "--model", tmp_path / "tokenizer", "--output"]
     for size, options in ((256, []), (32, ["--height", "32", "--width", "32"])):
         output = tmp_path / f"{size}.png"
         result = CliRunner().invoke(app, [str(argument) for argument in (*command, output, *options)])

@@ -16,7 +16,7 @@ from .trainers import changed, make_trainer, snapshot
 
 @pytest.fixture
 def trainer(make_vision_tokenizer, arguments, make_items):
-    """A tokenizer's trainer of three steps of two micro-batches of two pictures each, saved after each step."""
+    """A tokenizer's trainer of three steps of two micro-batches of two images each, saved after each step."""
     items = [{**item, "name": f"{index}.png"} for index, item in enumerate(make_items(12))]
     args = arguments(save_strategy="steps", save_steps=1, max_steps=3, gradient_accumulation_steps=2)
     return make_trainer(make_vision_tokenizer(), args, items)

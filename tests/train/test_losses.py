@@ -36,7 +36,7 @@ def test_the_hinge_loss_is_half_the_sum_of_both_sides():
     assert discriminator_hinge_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) + (0 + 1.5 + 1)) / 3)
 
 
-def test_the_generators_loss_is_non_saturating_on_each_pictures_mean():
+def test_the_generators_loss_is_non_saturating_on_each_images_mean():
     logits = torch.tensor([[1.0, -1.0], [0.0, 2 * math.log(3)]]).view(2, 1, 1, 2)
     assert generator_loss(logits).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
 
@@ -85,12 +85,12 @@ def test_lecams_running_means_take_no_gradient():
 
 
 def test_a_random_perceptual_network_is_the_same_in_every_run_and_leaves_the_random_state():
-    pictures = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    images = torch.rand(2, 1, 3, 64, 64) * 2 - 1
     values, states = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        values.append(build_perceptual_loss("squeeze", pretrained=False)(*pictures).item())
+        values.append(build_perceptual_loss("squeeze", pretrained=False)(*images).item())
         states.append(torch.equal(torch.random.get_rng_state(), before))
     assert values[0] == values[1] != 0
     assert states == [True, True]

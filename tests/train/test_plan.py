@@ -191,7 +191,7 @@ def test_steps_leave_out_the_last_batch_where_it_is_dropped():
     assert plan_recipe("demo_language", overrides).steps == 8
 
 
-def test_tokens_are_the_pictures_and_those_the_text_is_taken_to_have(model_folder):
+def test_tokens_are_the_images_and_those_the_text_is_taken_to_have(model_folder):
     plan = plan_recipe("stage3_chat", [f"model.path={model_folder}", *SMALL], text_tokens=20)
     assert plan.positions == 16 + 2 + 20
 

@@ -349,7 +349,7 @@ def test_every_field_of_the_packages_recipes_has_an_effect(name, caplog):
         ("stage2_semantic", "data.independent_turns=true", "data.independent_turns has no effect here: task caption"),
         ("stage2_semantic", "data.shuffle_rows=5", "data.shuffle_rows has no effect here: only streamed data"),
         ("stage2_semantic", "model.linear_start=true", "model.linear_start has no effect here: only the tokenizer's"),
-        ("stage2_semantic", "model.codebook_pictures=5", "model.codebook_pictures has no effect here: the codebook"),
+        ("stage2_semantic", "model.codebook_images=5", "model.codebook_images has no effect here: the codebook"),
         ("stage2_semantic", "model.vision_tokenizer=other", "model.vision_tokenizer has no effect here: the model"),
         ("stage2_semantic", "model.language_model=other", "model.language_model has no effect here: the model"),
     ],

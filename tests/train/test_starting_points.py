@@ -98,7 +98,7 @@ def test_a_discriminator_of_another_size_is_an_error_that_says_what_to_set(conve
         (["model.discriminator={folder}/diffusion_pytorch_model.safetensors"], "it is no discriminator of ETT"),
         (["model.linear_start=true"], "would overwrite the weights of '{folder}'; set model.linear_start=false"),
         (["model.codebook_size=0"], "model.codebook_size is 0; expected a whole number above 0"),
-        (["model.codebook_size=8", "model.codebook_pictures=0"], "model.codebook_pictures is 0; expected a whole"),
+        (["model.codebook_size=8", "model.codebook_images=0"], "model.codebook_images is 0; expected a whole"),
     ],
 )
 def test_a_start_that_cannot_be_is_an_error_and_leaves_nothing(converted, tmp_path, changes, message):

@@ -31,7 +31,7 @@ def png(red):
 
 
 def write_parquet(folder, sizes):
-    """Shards of so many rows; each row's picture has its number for its red, and for its name."""
+    """Shards of so many rows; each row's image has its number for its red, and for its name."""
     number = itertools.count()
     folder.mkdir(exist_ok=True)
     for shard, size in enumerate(sizes):
@@ -116,7 +116,7 @@ def test_a_reader_goes_on_from_any_position_as_if_it_had_never_stopped(make_stre
         assert names(make_stream(sizes), 1, 2, 15 - done, position) == expected
 
 
-def test_of_a_picture_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
+def test_of_a_image_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
     folder = write_parquet(tmp_path / "data", (4,))
     rows = {"image": [{"bytes": b"nothing", "path": "broken.png"}], "text": ["red"]}
     broken = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
@@ -207,7 +207,7 @@ def test_a_mixed_stream_draws_by_weight_and_goes_on_to_the_last_draw(make_stream
 
 @pytest.fixture
 def make_loader(make_stream, processor):
-    """Makes a loader of batches of two, each the pictures' reds."""
+    """Makes a loader of batches of two, each the images' reds."""
 
     def make(workers=0, rank=0, world_size=1, sizes=(5, 5, 5, 5), max_length=4096):
         prepared = PreparedDataset(make_stream(sizes), "caption", processor, max_length=max_length)

@@ -76,7 +76,7 @@ def test_with_everything_frozen_training_is_an_error(make_model, arguments, make
 # The objective
 
 
-def test_accumulation_does_not_change_the_update_of_captions_and_pictures(make_model, arguments, make_items):
+def test_accumulation_does_not_change_the_update_of_captions_and_images(make_model, arguments, make_items):
     items = make_items()
     assert len({len(item["input_ids"]) for item in items}) > 1, "captions of equal length would hide a wrong mean"
     updates = []
@@ -294,12 +294,12 @@ def test_the_logged_caption_loss_is_a_mean_however_batches_accumulate(make_model
 
 
 def test_logs_of_several_processes_are_means_over_those_that_have_a_value():
-    """One process alone saw a picture."""
+    """One process alone saw an image."""
     records = [{"caption_loss": 1.0}, {"caption_loss": 4.0, "vq_loss": 3.0}]
     assert mean_by_name(records) == {"caption_loss": 2.5, "vq_loss": 3.0}
 
 
-def test_psnr_is_that_of_pictures_between_0_and_1(make_vision_tokenizer, arguments, make_items):
+def test_psnr_is_that_of_images_between_0_and_1(make_vision_tokenizer, arguments, make_items):
     model, items = make_vision_tokenizer(), make_items(2)
     with torch.no_grad():
         pixels = ETTCollator()(items)["pixel_values"]

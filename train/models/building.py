@@ -246,7 +246,7 @@ def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
             "model.codebook_size is for a tokenizer from a folder (model.path); a new one has its size in "
             "model.vision_tokenizer.num_vq_embeddings."
         )
-    for name in ("codebook_size", "codebook_pictures"):
+    for name in ("codebook_size", "codebook_images"):
         value = getattr(recipe.model, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"model.{name} is {value!r}; expected a whole number above 0.")

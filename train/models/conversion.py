@@ -29,7 +29,7 @@ EMA_PREFIX, DISCRIMINATOR_PREFIX, PERCEPTUAL_PREFIX = "model_ema.", "loss.discri
 EMU_MODEL_TYPE = "Emu3p5VisionVQ"
 IMAGE_SIZE = 256
 NAMES_SHOWN = 8
-"""Pixels a side at which the public checkpoints were trained; what pictures are resized to by default."""
+"""Pixels a side at which the public checkpoints were trained; what images are resized to by default."""
 
 Tensors = dict[str, torch.Tensor]
 

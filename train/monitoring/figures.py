@@ -19,7 +19,7 @@ from ..planning.flops import StepFlops, peak_flops
 
 class Throughput(TrainerCallback):
     """Counts what training takes in, for the log: `images_per_second` and `tokens_per_second` of all devices (text and
-    picture positions, without padding), `model_tflops_per_second` of a device on average and, where its peak is
+    image positions, without padding), `model_tflops_per_second` of a device on average and, where its peak is
     known, `mfu`, the share of it (model FLOPs utilization; see [`StepFlops`]); on CUDA `peak_memory_gib` of a device,
     the largest.
 
@@ -39,7 +39,7 @@ class Throughput(TrainerCallback):
 
     def _restart(self):
         self.since, self.lost = None, 0.0
-        self.images, self.picture_flops = 0, 0.0
+        self.images, self.image_flops = 0, 0.0
         self.counts: list[torch.Tensor] = []
 
     def count(self, inputs: dict[str, Any]):
@@ -55,13 +55,13 @@ class Throughput(TrainerCallback):
             number, _, height, width = inputs["pixel_values"].shape
             judged = min(number, trainer.args.critics_batch_size or number) if trainer.tunes_tokenizer else 0
             self.images += number
-            self.picture_flops += number * self.flops.of_picture(height, width)
-            self.picture_flops += judged * self.flops.of_judged_picture(height, width)
+            self.image_flops += number * self.flops.of_image(height, width)
+            self.image_flops += judged * self.flops.of_judged_image(height, width)
             codes = number * height * width // trainer.vision_tokenizer.spatial_factor**2
         elif "image_codes" in inputs:
             self.images += len(inputs["image_codes"])
             codes = inputs["image_codes"].numel()
-        self.picture_flops += codes * self.flops.of_code
+        self.image_flops += codes * self.flops.of_code
         if "input_ids" in inputs:
             predicted = codes if "predict_codes" in inputs else 0
             self.counts.append(count_tokens(inputs, trainer.data_collator.pad_token_id, predicted))
@@ -98,7 +98,7 @@ class Throughput(TrainerCallback):
         seconds = now - self.since - self.lost
         counts = torch.stack(self.counts).sum(dim=0).tolist() if self.counts else (0, 0, 0, 0)
         costs = (self.flops.of_position, self.flops.of_pair, self.flops.of_label, self.flops.of_code_label)
-        flops = self.picture_flops + sum(count * cost for count, cost in zip(counts, costs, strict=True))
+        flops = self.image_flops + sum(count * cost for count, cost in zip(counts, costs, strict=True))
         device = self.trainer.args.device
         mine = torch.tensor([self.images, counts[0], flops], dtype=torch.float64, device=device) / seconds
         images, tokens, flops = self.trainer.accelerator.reduce(mine).tolist()

@@ -56,7 +56,7 @@ class Plan:
         batch_size: Examples that a device takes at once.
         accumulation: Batches of a device in a step.
         text_tokens: Tokens of text that an example is taken to have.
-        positions: Tokens of an example together, those of its picture included.
+        positions: Tokens of an example together, those of its image included.
         examples: Number of examples, or why it is not known.
         steps: Steps of the run, where known.
         memory: Bytes on each device by what they hold, where nothing is sharded.
@@ -354,11 +354,11 @@ def count_steps(args: ETTTrainingArguments, examples: int | str, at_once: int, a
 
 
 def example_flops(flops: StepFlops, task: str, image_size: int, codes: int, text_tokens: int) -> float:
-    """Model FLOPs of an example with one picture; half of its text is taken to be predicted."""
+    """Model FLOPs of an example with one image; half of its text is taken to be predicted."""
     total = 0.0
     if codes:
-        total += flops.of_picture(image_size, image_size) + codes * flops.of_code
-        total += flops.of_judged_picture(image_size, image_size)
+        total += flops.of_image(image_size, image_size) + codes * flops.of_code
+        total += flops.of_judged_image(image_size, image_size)
     if task == "reconstruction":
         return total
     positions = text_tokens + (codes + 2 if codes else 0)

@@ -1,4 +1,4 @@
-"""Pictures of any size, and large ones in tiles and slices: the same result with less memory."""
+"""Images of any size, and large ones in tiles and slices: the same result with less memory."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def make_local_tokenizer(make_vision_tokenizer):
     return make
 
 
-def smooth_picture(height: int, width: int) -> torch.Tensor:
+def smooth_image(height: int, width: int) -> torch.Tensor:
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     return torch.stack([rows, columns, rows * columns])[None]
 
@@ -64,7 +64,7 @@ def test_a_batch_in_slices_is_the_batch_as_a_whole(make_vision_tokenizer):
 
 
 @torch.no_grad()
-def test_pictures_within_a_tile_come_out_exactly_as_without_tiling(make_vision_tokenizer):
+def test_images_within_a_tile_come_out_exactly_as_without_tiling(make_vision_tokenizer):
     model, pixels = make_vision_tokenizer(), noise(2, 3, 32, 24)
     whole = model(pixels)
     model.enable_tiling(tile_sample_min_size=32)
@@ -106,8 +106,8 @@ def test_encoder_and_decoder_never_see_more_than_a_tile(make_vision_tokenizer, p
 
 
 @torch.no_grad()
-def test_seams_of_a_smooth_picture_are_blended_away(make_local_tokenizer):
-    model, pixels = make_local_tokenizer(), smooth_picture(160, 200)
+def test_seams_of_a_smooth_image_are_blended_away(make_local_tokenizer):
+    model, pixels = make_local_tokenizer(), smooth_image(160, 200)
     latents = model.encode(pixels).latents
     decoded = model.decode(latents, force_not_quantize=True).sample
 
@@ -123,7 +123,7 @@ def test_seams_of_a_smooth_picture_are_blended_away(make_local_tokenizer):
 
 @torch.no_grad()
 def test_far_from_seams_tiles_change_nothing(make_local_tokenizer):
-    model, pixels = make_local_tokenizer(), smooth_picture(96, 96)
+    model, pixels = make_local_tokenizer(), smooth_image(96, 96)
     model.enable_tiling(64, 0.25)
     # In codes the first tile is 0 to 16 and shares 8 to 16 with the next; a code depends on those up to 9 away.
     corner = (..., slice(6), slice(6))
@@ -177,7 +177,7 @@ def test_tiles_that_cannot_be_are_an_error(make_vision_tokenizer, options, messa
 
 
 @torch.no_grad()
-def test_a_model_with_language_reads_pictures_that_are_not_square(make_model):
+def test_a_model_with_language_reads_images_that_are_not_square(make_model):
     model, pixels = make_model(), noise(1, 3, 8, 20)
     tokens = torch.tensor([[10, *[model.config.image_token_id] * (2 * 5), 11]])
     output = model(tokens, pixel_values=pixels, return_reconstruction=True)

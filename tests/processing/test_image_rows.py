@@ -1,4 +1,4 @@
-"""Rows of data sets: pictures by file name are found where the data lie, whoever reads them."""
+"""Rows of datasets: images by file name are found where the data lie, whoever reads them."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from ett.data_ett.image_rows import load_rows, open_pictures, picture_name
+from ett.data_ett.image_rows import image_name, load_rows, open_images
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def folder(tmp_path, monkeypatch):
     ("cells", "reds"), [(["1.png", None, "0.png"], [[1], [], [0]]), ([["0.png", "1.png"], []], [[0, 1], []])]
 )
 def test_names_of_files_are_relative_to_the_file_that_has_them(folder, cells, reds):
-    lines = [json.dumps({"picture": cell, "text": "a"}) for cell in cells]
+    lines = [json.dumps({"photo": cell, "text": "a"}) for cell in cells]
     (folder / "rows.jsonl").write_text("\n".join(lines))
-    rows = load_rows(str(folder / "rows.jsonl"), None, "picture", ("picture",), "--image-column")
-    assert rows.column_names == ["picture", "text"]
-    opened = [open_pictures(cell) for cell in rows["picture"]]
-    assert [[picture.getpixel((0, 0))[0] for picture in pictures] for pictures in opened] == reds
-    assert picture_name(rows[0]["picture"], 0) == str(folder / (cells[0] if isinstance(cells[0], str) else "0.png"))
+    rows = load_rows(str(folder / "rows.jsonl"), None, "photo", ("photo",), "--image-column")
+    assert rows.column_names == ["photo", "text"]
+    opened = [open_images(cell) for cell in rows["photo"]]
+    assert [[image.getpixel((0, 0))[0] for image in images] for images in opened] == reds
+    assert image_name(rows[0]["photo"], 0) == str(folder / (cells[0] if isinstance(cells[0], str) else "0.png"))
 
 
 def png(red, side=16):
@@ -43,7 +43,7 @@ def png(red, side=16):
 
 
 def reds(rows, column="image"):
-    return [[picture.getpixel((0, 0))[0] for picture in open_pictures(cell)] for cell in rows[column]]
+    return [[image.getpixel((0, 0))[0] for image in open_images(cell)] for cell in rows[column]]
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
@@ -55,12 +55,12 @@ def test_data_urls_and_base64_stand_for_images_beside_names_of_files(folder, sev
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     loaded = load_rows(str(folder / "rows.jsonl"), None, "image", ("image",), "--image-column")
     assert reds(loaded) == [[1], [7], [8], [9]]
-    assert [picture_name(cell, number) for number, cell in enumerate(loaded["image"])][1:] == [
+    assert [image_name(cell, number) for number, cell in enumerate(loaded["image"])][1:] == [
         "row 1",
         "row 2",
         "row 3",
     ]
-    raw = [open_pictures(cell, folder)[0].getpixel((0, 0))[0] for cell in cells]
+    raw = [open_images(cell, folder)[0].getpixel((0, 0))[0] for cell in cells]
     assert raw == [1, 7, 8, 9]
 
 
@@ -70,7 +70,7 @@ def test_a_url_in_a_column_is_fetched(folder, monkeypatch):
     )
     (folder / "rows.jsonl").write_text(json.dumps({"image": "https://example.com/5"}))
     rows = load_rows(str(folder / "rows.jsonl"), None, "image", ("image",), "--image-column")
-    assert reds(rows) == [[5]] and picture_name(rows[0]["image"], 0) == "https://example.com/5"
+    assert reds(rows) == [[5]] and image_name(rows[0]["image"], 0) == "https://example.com/5"
 
 
 @pytest.mark.parametrize("form", ["large", "view", "struct", "list"])
@@ -102,7 +102,7 @@ def test_names_in_another_unicode_form_are_found(folder, of_files, of_names):
     file.parent.mkdir()
     file.write_bytes(png(6))
     given = unicodedata.normalize(of_names, name)
-    assert open_pictures(given, folder)[0].getpixel((0, 0))[0] == 6
+    assert open_images(given, folder)[0].getpixel((0, 0))[0] == 6
     (folder / "rows.jsonl").write_text(json.dumps({"image": given}))
     assert reds(load_rows(str(folder / "rows.jsonl"), None, "image", ("image",), "--image-column")) == [[6]]
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": given, "text": "a"}))
@@ -110,4 +110,4 @@ def test_names_in_another_unicode_form_are_found(folder, of_files, of_names):
 
 
 def test_a_row_of_nulls_has_no_image():
-    assert open_pictures({"bytes": None, "path": None}) == open_pictures(None) == open_pictures([]) == []
+    assert open_images({"bytes": None, "path": None}) == open_images(None) == open_images([]) == []
