@@ -1,5 +1,6 @@
 """Files that are there in whole or not at all, and files of other people."""
 
+import hashlib
 import json
 import os
 import uuid
@@ -22,6 +23,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes a text file whole, see [`replacing`]. Returns its path."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Writes plain values as a JSON file, whole. Returns its path."""
+    return write_text(path, json.dumps(value, indent=2))
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_fields(path: str | Path) -> dict[str, Any]:
@@ -47,4 +69,4 @@ def remove_unfinished(folder: str | Path):
         path.unlink(missing_ok=True)
 
 
-__all__ = ["read_fields", "remove_unfinished", "replacing"]
+__all__ = ["read_fields", "remove_unfinished", "replacing", "sha256_of", "write_json", "write_text"]

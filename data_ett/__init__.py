@@ -8,7 +8,7 @@
 - `tokenization` and `recaption` make datasets of datasets, in `shards`: codes with a `fingerprint`, captions.
 """
 
-from .collator import IGNORED, ETTCollator, branch_layout, pack, to_unit_range
+from .collator import IGNORED, ETTCollator, branch_layout, pack
 from .conversations import ExampleError, read_conversation
 from .mixture import MixedExamples
 from .preparation import InMemoryDataset, PreparedDataset
@@ -32,5 +32,4 @@ __all__ = [
     "branch_layout",
     "pack",
     "read_conversation",
-    "to_unit_range",
 ]

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
+from ett.common_ett.images import to_unit_range
+
 IGNORED = -100
 PADDING_BRANCH = -1
-
-
-def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels in 0..255 to floats in `[-1, 1]`."""
-    return pixels.float() / 127.5 - 1
 
 
 def branch_layout(
@@ -131,4 +128,4 @@ class ETTCollator:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-__all__ = ["IGNORED", "ETTCollator", "branch_layout", "pack", "to_unit_range"]
+__all__ = ["IGNORED", "ETTCollator", "branch_layout", "pack"]

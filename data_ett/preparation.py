@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ett.common_ett.images import to_unit_range
 from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
-from .collator import IGNORED, to_unit_range
+from .collator import IGNORED
 from .skipped import SkippedRows
 from .tasks import TASKS, Segments, num_images
 

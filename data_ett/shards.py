@@ -7,7 +7,6 @@
   of and with which settings; nothing made with others is put beside it.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -24,7 +23,7 @@ import pyarrow.parquet
 from datasets.table import embed_table_storage
 from tqdm.auto import tqdm
 
-from ett.common_ett.files import replacing
+from ett.common_ett.files import replacing, sha256_of, write_json
 
 ROWS_PER_GROUP = 256
 """Rows that are held in memory and written together."""
@@ -168,7 +167,7 @@ class Shard:
                 "sha256": sha256_of(temporary),
                 "skipped": skipped,
             }
-        _write_json(self.manifest_path, manifest)
+        write_json(self.manifest_path, manifest)
 
 
 def write_shards(
@@ -262,15 +261,6 @@ def read_record(folder: str | Path, record_name: str) -> dict[str, Any]:
     return record
 
 
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _shards(folder: Path, num_rows: int, rows_per_shard: int) -> list[Shard]:
     if num_rows < 1 or rows_per_shard < 1:
         raise ValueError(f"There are {num_rows} rows, {rows_per_shard} to a shard; expected at least 1 of both.")
@@ -309,7 +299,7 @@ def _claim(folder: Path, record_name: str, record: dict[str, Any]):
                 f"'{folder}' holds something else (for instance {min(others)}); choose an empty or new folder."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / record_name, record)
+    write_json(folder / record_name, record)
 
 
 def _without_skipped(
@@ -328,9 +318,4 @@ def _counted(made: Iterable[Any], bar: tqdm) -> Iterator[Any]:
         bar.update()
 
 
-def _write_json(path: Path, value: dict[str, Any]):
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2))
-
-
-__all__ = ["Part", "Shard", "ShardsReport", "Skipped", "read_record", "require_shards", "sha256_of", "write_shards"]
+__all__ = ["Part", "Shard", "ShardsReport", "Skipped", "read_record", "require_shards", "write_shards"]

@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
+from .common_ett.metrics import psnr_of
 from .modeling_ett.configuration_ett import ETTConfig
 from .modeling_ett.loading_ett import load_whole
 from .modeling_ett.modeling_ett import ETTForConditionalGeneration
@@ -320,8 +321,7 @@ def reconstruct(
     with torch.no_grad():
         codes = tokenizer.encode_codes(pixels)
         decoded = tokenizer.decode_codes(codes).sample.clamp(-1, 1)
-    mean_squared_error = (decoded - pixels).float().square().mean()
-    psnr = 10 * torch.log10(4 / mean_squared_error)
+    psnr = psnr_of((decoded - pixels).float().square().mean())
     return image_processor.post_process(decoded)[0], psnr.item()
 
 

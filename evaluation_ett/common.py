@@ -2,19 +2,19 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from transformers import BatchEncoding
 
+from ett.common_ett.files import write_text
+from ett.common_ett.images import image_to_pixels
 from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 from ett.processing_ett import ETTProcessor
 from ett.scenes_ett import Scene
@@ -53,14 +53,7 @@ def to_pixels(image: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"An image has shape {tuple(image.shape)}; expected (3, H, W) with values in [-1, 1].")
         return image.float()
-    rgb = image.render() if isinstance(image, Scene) else image.convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1) / 127.5 - 1
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """Pixels `(3, H, W)` in `[-1, 1]`, clamped, to an image of 8 bits a channel."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return image_to_pixels(image.render() if isinstance(image, Scene) else image)
 
 
 def encode(
@@ -126,23 +119,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes beside `path` and renames, so that a reader never sees half of a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
-
-
 __all__ = [
     "answer",
     "batches",
     "encode",
     "evaluating",
     "image_prompt",
-    "to_image",
     "to_pixels",
     "tokenize",
     "write_json",
-    "write_text",
 ]

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 
+from ett.common_ett.images import pixels_to_image
+from ett.common_ett.metrics import psnr_of
 from ett.modeling_ett.modeling_ibq import IBQModel
 
-from .common import evaluating, to_image
+from .common import evaluating
 from .data_sets import Images
-from .measures import peak_signal_to_noise_ratio, truncated
+from .measures import truncated
 from .reconstruction import encode_decode
 
 CELL = 1.9
@@ -75,8 +77,8 @@ def _reconstruct(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _psnr(original: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    pair = (truncated((pixels[None] + 1) / 2) for pixels in (original, reconstruction))
-    return peak_signal_to_noise_ratio(*pair).item()
+    first, second = (truncated((pixels + 1) / 2) for pixels in (original, reconstruction))
+    return psnr_of((first - second).square().mean(), 1.0).item()
 
 
 def _draw(rows: list[list[torch.Tensor]], scores: list[dict[str, float]], names: tuple[str, ...], output: Path):
@@ -91,7 +93,7 @@ def _draw(rows: list[list[torch.Tensor]], scores: list[dict[str, float]], names:
         line[columns].set_axis_off()
         top, left, height, width = most_different_window(*images[1:])
         for cell, zoom, name, pixels in zip(line[:columns], line[columns + 1 :], names, images, strict=True):
-            image = np.asarray(to_image(pixels))
+            image = np.asarray(pixels_to_image(pixels))
             _show(cell, image)
             cell.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color=FRAME, linewidth=1.2))
             _show(zoom, image[top : top + height, left : left + width])

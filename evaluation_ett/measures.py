@@ -10,8 +10,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-PEAK_PSNR = 100.0
-"""What counts as the PSNR of a perfect reconstruction, in dB."""
+from ett.common_ett.metrics import codebook_use, psnr_of
 
 
 class Measures:
@@ -59,7 +58,7 @@ class Measures:
                 self.fid.update(images, real=real)
         if self.truncate:
             pair = [truncated(images) for images in pair]
-        self._sum("psnr", peak_signal_to_noise_ratio(*pair))
+        self._sum("psnr", psnr_of((pair[0] - pair[1]).square().mean(dim=(1, 2, 3)), 1.0))
         # In float32 the variance of an even background is lost to rounding.
         pair = [images.double() for images in pair]
         self._sum("ssim", structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"))
@@ -83,7 +82,8 @@ class Measures:
         results = {"images": self.count, **{name: self.mean(name) for name in self.sums}}
         if self.fid is not None:
             results["rfid"] = self.fid.compute().item() if self.count > 1 else None
-        return results | codebook_use(self.code_counts)
+        usage, perplexity = codebook_use(self.code_counts)
+        return results | {"codebook_usage": usage, "perplexity": perplexity}
 
     def state(self) -> dict[str, torch.Tensor]:
         """All sums as tensors, whose size does not depend on the number of images."""
@@ -103,25 +103,10 @@ class Measures:
             self.fid.orig_dtype = torch.float32
 
 
-def codebook_use(counts: torch.LongTensor) -> dict[str, float]:
-    """How often each code occurs, `(K,)`, to `codebook_usage`, the share of all codes that occur, and `perplexity`."""
-    frequency = counts[counts > 0] / counts.sum()
-    return {
-        "codebook_usage": (counts > 0).float().mean().item(),
-        "perplexity": torch.exp(-(frequency * frequency.log()).sum()).item(),
-    }
-
-
 def truncated(images: torch.Tensor) -> torch.Tensor:
     """Images in `[0, 1]` cut down to the 256 levels of 8 bits, still in `[0, 1]`."""
     # In float32 a level may lie just under itself.
     return (255 * images + 1e-3).floor() / 255
 
 
-def peak_signal_to_noise_ratio(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB of each pair of images `(B, 3, H, W)` in `[0, 1]`, at most [`PEAK_PSNR`]."""
-    error = (originals - reconstructions).square().mean(dim=(1, 2, 3)).clamp(min=10 ** (-PEAK_PSNR / 10))
-    return -10 * error.log10()
-
-
-__all__ = ["PEAK_PSNR", "Measures", "codebook_use", "peak_signal_to_noise_ratio", "truncated"]
+__all__ = ["Measures", "truncated"]

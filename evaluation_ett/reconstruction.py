@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
+from ett.common_ett.images import pixels_to_image
 from ett.modeling_ett.modeling_ibq import IBQModel
 from ett.scenes_ett import Scene
 from ett.scenes_ett.detector import detect
 
-from .common import batches, evaluating, to_image, to_pixels
+from .common import batches, evaluating, to_pixels
 from .measures import Measures
 
 ImageLike = Scene | Image.Image | torch.Tensor
@@ -32,7 +33,7 @@ def reconstruct(tokenizer: IBQModel, images: Iterable[ImageLike], batch_size: in
     made = []
     with evaluating(tokenizer):
         for batch in batches(images, batch_size):
-            made += map(to_image, encode_decode(tokenizer, _stack(batch, tokenizer))[1])
+            made += map(pixels_to_image, encode_decode(tokenizer, _stack(batch, tokenizer))[1])
     return made
 
 

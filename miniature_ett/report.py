@@ -15,7 +15,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from ett.evaluation_ett.common import write_json, write_text
+from ett.common_ett.files import write_text
+from ett.evaluation_ett.common import write_json
 from ett.scenes_ett import PROMPT_CATEGORIES, UNSEEN_PAIRS, parse_caption
 
 from .charts import MINUS, format_number, interval_chart, line_chart

@@ -14,7 +14,8 @@ from typing import Any
 
 import jinja2
 
-from ett.evaluation_ett.common import write_json, write_text
+from ett.common_ett.files import write_text
+from ett.evaluation_ett.common import write_json
 from ett.scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES
 
 from .schedule_display import format_seconds

@@ -1,7 +1,6 @@
 """Runs a recipe: model, data and trainer from its sections, and a model folder at the end."""
 
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -21,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ett.common_ett.files import read_fields, remove_unfinished, replacing
+from ett.common_ett.files import read_fields, remove_unfinished, replacing, write_json
 from ett.data_ett import ETTCollator, InMemoryDataset, PreparedDataset, PreparedStream
 from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 from ett.modeling_ett.modeling_ibq import IBQModel
@@ -402,8 +401,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def write_record(folder: str | Path, record: dict[str, Any]):
     """Writes `training.json`."""
-    with replacing(Path(folder) / RECORD_NAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2))
+    write_json(Path(folder) / RECORD_NAME, record)
 
 
 def library_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from ett.common_ett.files import replacing
+from ett.common_ett.files import write_json
 from ett.data_ett.stream import Position, PreparedStream
 
 
@@ -93,8 +93,7 @@ class StreamLoader:
     def save(self, folder: str | Path):
         """Writes where this process's readers stand."""
         state = {"batches": self.batches, "positions": self.positions, "skipped": self.skipped}
-        with replacing(self._path(folder)) as temporary:
-            temporary.write_text(json.dumps({"world_size": self.world_size, **state}))
+        write_json(self._path(folder), {"world_size": self.world_size, **state})
 
     def load(self, folder: str | Path):
         """Goes on where a checkpoint was written.

@@ -10,7 +10,6 @@ The file reads in the order of a run: the start, the data, a step, its loss, its
 
 import copy
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import has_length
 
+from ett.common_ett.metrics import codebook_use, psnr_of
 from ett.data_ett import IGNORED
 from ett.data_ett.stream import PreparedStream
 from ett.modeling_ett.modeling_ibq import IBQModel
@@ -36,7 +36,7 @@ from .checkpointing.guard import StepGuard
 from .checkpointing.interruption import shield_workers
 from .models.adapters import has_adapter, load_weights, read_adapter, save_adapter
 from .monitoring.board import BoardCallback
-from .monitoring.figures import Throughput, codebook_statistics, learning_rates, mean_by_name, norms_of_shares
+from .monitoring.figures import Throughput, learning_rates, mean_by_name, norms_of_shares
 from .monitoring.gradient_path import recording_gradient_path, warn_of_closed_path
 from .monitoring.samples import SamplesCallback
 from .monitoring.unlogged import Unlogged
@@ -390,8 +390,9 @@ class ETTTrainer(Trainer):
         self.unlogged.values.clear()
         recorded = mean_by_name(gather_object([own]))
         if "squared_error_loss" in recorded:
-            recorded["psnr"] = 10 * math.log10(4 / max(recorded["squared_error_loss"], 1e-10))
-            recorded.update(codebook_statistics(self.accelerator.reduce(self.unlogged.code_counts)))
+            recorded["psnr"] = psnr_of(torch.tensor(recorded["squared_error_loss"])).item()
+            usage, perplexity = codebook_use(self.accelerator.reduce(self.unlogged.code_counts))
+            recorded |= {"codebook_usage": usage, "codebook_perplexity": perplexity}
             self.unlogged.code_counts.zero_()
         if not self._warned_of_closed_path and self.is_world_process_zero():
             self._warned_of_closed_path = warn_of_closed_path(recorded)

@@ -11,6 +11,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
+from ett.common_ett.files import sha256_of
 from ett.evaluation_ett import networks
 from ett.evaluation_ett.measures import Measures
 from ett.evaluation_ett.networks import (
@@ -19,7 +20,6 @@ from ett.evaluation_ett.networks import (
     Weights,
     build_judges,
     build_lpips,
-    hash_file,
 )
 
 
@@ -139,7 +139,7 @@ def cache(tmp_path, monkeypatch):
 def place(weights, state):
     """Saves a state where a file of weights belongs, and gives the weights with its SHA-256."""
     torch.save(state, weights.path)
-    return Weights(weights.url, hash_file(weights.path))
+    return Weights(weights.url, sha256_of(weights.path))
 
 
 def test_missing_weights_are_named_with_their_file_and_place(cache):

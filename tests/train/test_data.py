@@ -11,7 +11,8 @@ from PIL import Image
 
 import ett.data_ett.collator
 from ett import scenes_ett
-from ett.data_ett import IGNORED, to_unit_range
+from ett.common_ett.images import to_unit_range
+from ett.data_ett import IGNORED
 from ett.train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 
 NUM_CODES = 81

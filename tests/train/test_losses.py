@@ -7,8 +7,8 @@ import pytest
 import torch
 import torchvision
 
+from ett.common_ett.metrics import codebook_use
 from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
-from ett.train.monitoring.figures import codebook_statistics
 from ett.train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from ett.train.objective.perceptual import PERCEPTUAL_WEIGHTS, build_perceptual_loss
 from ett.train.objective.vq_loss import VQLoss
@@ -149,5 +149,4 @@ def test_the_terms_of_a_reconstruction_are_given_unweighted_and_added_by_their_w
     ("counts", "usage", "perplexity"), [([3, 3, 0, 0], 0.5, 2.0), ([5, 5, 5, 5], 1.0, 4.0), ([7, 0, 0, 0], 0.25, 1.0)]
 )
 def test_use_of_the_codebook(counts, usage, perplexity):
-    statistics = codebook_statistics(torch.tensor(counts))
-    assert statistics == {"codebook_usage": usage, "codebook_perplexity": pytest.approx(perplexity)}
+    assert codebook_use(torch.tensor(counts)) == (usage, pytest.approx(perplexity))

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ett.common_ett.files import replacing
+from ett.common_ett.files import write_json
 
 from ..recipes import NEW_MODEL, Recipe, load_recipe
 
@@ -85,8 +85,7 @@ def check_data_size(work: Path, unit: str, size: int):
 
 def write_data_size(work: Path, unit: str, size: int):
     """Notes the size of the data when a run begins."""
-    with replacing(work / DATA_NAME) as temporary:
-        temporary.write_text(json.dumps({unit: size}))
+    write_json(work / DATA_NAME, {unit: size})
 
 
 def _is_unused(folder: Path) -> bool:

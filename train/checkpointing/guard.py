@@ -1,6 +1,5 @@
 """What ends a run well: at a signal with a checkpoint, at a loss that is no number without one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from accelerate.utils import gather_object
 from torch import distributed
 from transformers import TrainerCallback
 
-from ett.common_ett.files import replacing
+from ett.common_ett.files import write_json
 
 from ..arguments import ETTTrainingArguments
 from .checkpoints import newest_checkpoint
@@ -84,8 +83,7 @@ class StepGuard(TrainerCallback):
         path = Path(self.args.output_dir) / f"non-finite-step-{step}.json"
         if self.args.should_save:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"step": step, "processes": findings}, indent=2))
+            write_json(path, {"step": step, "processes": findings})
         raise NonFiniteLossError(
             f"{describe_findings(step, findings)} Training stopped before this step changed the model; "
             f"{self._last_checkpoint()}. All that was found is in '{path}'."

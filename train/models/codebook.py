@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ett.data_ett import to_unit_range
+from ett.common_ett.images import to_unit_range
 from ett.modeling_ett.modeling_ibq import IBQModel
 
 SPLIT_DISTANCE = 0.01

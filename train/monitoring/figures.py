@@ -160,18 +160,8 @@ def mean_by_name(records: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(record[name] for record in records if name in record) for name in names}
 
 
-def codebook_statistics(counts: torch.Tensor) -> dict[str, float]:
-    """How often each code was used, `(K,)`, to the share of codes used and the perplexity (at most K)."""
-    probabilities = counts.double() / counts.sum().clamp(min=1)
-    return {
-        "codebook_usage": (counts > 0).double().mean().item(),
-        "codebook_perplexity": torch.special.entr(probabilities).sum().exp().item(),
-    }
-
-
 __all__ = [
     "Throughput",
-    "codebook_statistics",
     "count_tokens",
     "gradient_norm",
     "learning_rates",

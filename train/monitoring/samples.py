@@ -15,7 +15,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ett.common_ett.files import replacing
-from ett.data_ett import IGNORED, to_unit_range
+from ett.common_ett.images import to_unit_range
+from ett.data_ett import IGNORED
 from ett.modeling_ett.modeling_ibq import IBQModel
 
 logger = logging.getLogger(__name__)

@@ -2,12 +2,12 @@
 
 import logging
 import pickle
-import warnings
 
-import lpips
 import torch
 from torch import nn
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
+
+from ett.common_ett.lpips import load_network, random_lpips
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(PERCEPTUAL_SEED)
-        loss = random_perceptual_loss(network)
+        loss = random_lpips(network)
     if not pretrained:
         logger.warning(
             "The perceptual loss compares features of a random %s network (perceptual_pretrained=false).", network
@@ -47,17 +47,8 @@ def build_perceptual_loss(network: str, pretrained: bool) -> nn.Module:
             "with a network connection, put torchvision's weights into its cache, or set "
             "perceptual_pretrained=false to compare random features instead."
         ) from error
-    # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers.
-    loss.net.load_state_dict({name: state[f"features.{name.partition('.')[2]}"] for name in loss.net.state_dict()})
+    load_network(loss, state)
     return loss.eval().requires_grad_(False)
 
 
-def random_perceptual_loss(network: str) -> lpips.LPIPS:
-    """LPIPS on a network of random weights, which come from torch's global generator."""
-    with warnings.catch_warnings():
-        # lpips asks torchvision for its networks in a way that torchvision deprecates.
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        return lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
-
-
-__all__ = ["build_perceptual_loss", "random_perceptual_loss"]
+__all__ = ["build_perceptual_loss"]

@@ -13,6 +13,7 @@ import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ett.common_ett.lpips import random_lpips
 from ett.common_ett.model_folders import require_model_folder
 from ett.data_ett.image_rows import read_rows, reading
 from ett.data_ett.tars import TarRows, find_tars
@@ -29,7 +30,6 @@ from ..models.building import check_visual_embedding, new_language_model, requir
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
-from ..objective.perceptual import random_perceptual_loss
 from ..objective.starting_point import DiscriminatorStart, find_discriminator
 from ..parts import model_parts, train_only
 from ..recipes import NEW_MODEL, DataSection, Recipe, load_recipe
@@ -305,7 +305,7 @@ def critics(model: nn.Module, args: ETTTrainingArguments) -> tuple[nn.Module | N
     learns = any(parameter.requires_grad for parameter in parts["vision_tokenizer"])
     perceptual = discriminator = None
     if learns and args.perceptual_weight:
-        perceptual = random_perceptual_loss(args.perceptual_network).requires_grad_(False).to("meta")
+        perceptual = random_lpips(args.perceptual_network).requires_grad_(False).to("meta")
     if learns and args.adversarial_weight:
         with torch.device("meta"):
             discriminator = PatchDiscriminator(3, args.discriminator_width, args.discriminator_layers)
