@@ -39,6 +39,29 @@ class IBQModelOutput(DecoderOutput):
     quantized: IBQQuantizerOutput | None = None
 
 
+class KeptLinear(nn.Module):
+    """A linear map that is no `nn.Linear`: engines and quantizers replace every one of those by a layer in half
+    precision or of integers, in which attention of the tokenizer would lead to other codes."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def reset_parameters(self):
+        nn.Linear.reset_parameters(self)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self.weight, self.bias)
+
+
+def _keep_linear_maps(module: nn.Module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            module.register_module(name, KeptLinear(child))
+        else:
+            _keep_linear_maps(child)
+
+
 class IBQModel(VQModel):
     r"""
     IBQ vision tokenizer (Shi et al. 2024): an image of `(H, W)` pixels becomes `(H / 16, W / 16)` codes and back.
@@ -152,6 +175,7 @@ class IBQModel(VQModel):
             norm_num_groups=norm_num_groups,
             mid_block_add_attention=mid_block_add_attention,
         )
+        _keep_linear_maps(self)
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = 512

@@ -10,6 +10,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
+from transformers.processing_utils import MultiModalData
 
 from .chat_template_ett import build_chat_template
 from .image_processing_ett import ETTImageProcessor, height_and_width, one_sentence
@@ -417,6 +418,21 @@ class ETTProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_placeholder(*image_inputs["pixel_values"][image_idx].shape[-2:])
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """What engines reserve for images.
+
+        Args:
+            image_sizes (`list[list[int]]`, *optional*): Heights and widths of images in pixels, which become the image
+                processor's size.
+            kwargs: Of the image processor, such as `size`.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        size = kwargs.get("size", self.image_processor.size)
+        num_codes = math.prod(self.code_grid((size["height"], size["width"])))
+        number = len(image_sizes)
+        return MultiModalData(num_image_tokens=[num_codes] * number, num_image_patches=[1] * number)
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
         """Token ids `(batch_size, length)` to one text each."""

@@ -89,7 +89,7 @@ def test_a_path_in_a_message_shows_the_image(terminal, conversation, image, caps
     assert len(conversation.images) == 1
 
 
-def test_a_image_shown_alone_goes_with_the_next_message(terminal, conversation, image, capsys):
+def test_an_image_shown_alone_goes_with_the_next_message(terminal, conversation, image, capsys):
     terminal(capsys, f"/image {image}", "a red circle", "a blue square")
     assert [len(message["content"]) for message in conversation.messages] == [2, 1, 1, 1]
 

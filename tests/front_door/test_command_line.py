@@ -146,7 +146,7 @@ def test_a_url_that_does_not_answer(run, free_port, arguments):
 
 
 @pytest.mark.parametrize("arguments", [["caption"], ["ask"], ["reconstruct"]], ids=lambda arguments: arguments[0])
-def test_a_image_without_a_path(run, arguments):
+def test_an_image_without_a_path(run, arguments):
     question = ["what is the circle?"] if arguments == ["ask"] else []
     assert_one_sentence(run(*arguments, "", *question), "ett: The path of the image is empty; give that of an image")
 
@@ -157,7 +157,7 @@ def test_draw_writes_numbered_images_and_says_their_seeds(run):
     assert Image.open("circle-1.png").size == (16, 16)
 
 
-def test_a_image_drawn_alone_equals_the_one_drawn_in_a_batch(run):
+def test_an_image_drawn_alone_equals_the_one_drawn_in_a_batch(run):
     run("draw", "a red circle", "-n", "2", "--seed", "3", "--output", "batch.png")
     run("draw", "a red circle", "--seed", "4", "--output", "alone.png")
     assert Image.open("alone.png").tobytes() == Image.open("batch-2.png").tobytes()

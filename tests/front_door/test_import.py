@@ -122,7 +122,7 @@ print(type(diffusers.AutoModel.from_pretrained("ett-gen")).__name__)"""
     assert "Tokenizer" in others[5] and others[6] == "ETTModel"
 
 
-def test_the_literal_pipeline_call_captions_a_image(models, image):
+def test_the_literal_pipeline_call_captions_an_image(models, image):
     code = f"""
 import ett
 from transformers import pipeline

@@ -26,7 +26,7 @@ def served(models, monkeypatch):
     manager.shutdown()
 
 
-def test_the_server_answers_a_question_about_a_image_as_the_pipeline_does(served, image):
+def test_the_server_answers_a_question_about_an_image_as_the_pipeline_does(served, image):
     model, processor = served.load_model_and_processor("ett-chat")
     url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
     content = [

@@ -264,7 +264,7 @@ def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, pro
     assert stopped[:, 6:].unique().tolist() == [-1]
 
 
-def test_where_nothing_was_drawn_a_image_is_grey(make_model):
+def test_where_nothing_was_drawn_an_image_is_grey(make_model):
     model = make_model()
     codes = torch.arange(16).view(1, 4, 4)
     partial = model.decode_image_tokens(codes.masked_fill(codes > 5, -1))

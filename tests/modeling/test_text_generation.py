@@ -151,7 +151,7 @@ def test_several_answers_are_those_to_the_text_repeated_with_its_images(make_mod
     assert not torch.equal(*outputs[0].sequences[:2]), "answers that are the same show nothing"
 
 
-def test_several_answers_need_a_image_encoded_only_once(make_model, texts):
+def test_several_answers_need_an_image_encoded_only_once(make_model, texts):
     model, (_, batch) = make_model(), texts
     encoded = []
     model.model.vision_tokenizer.encoder.register_forward_hook(lambda _, inputs, output: encoded.append(len(output)))
@@ -336,7 +336,7 @@ def test_a_long_text_is_read_in_chunks_also_in_half_precision(make_model, cache)
     assert torch.equal(found, written(model, ids))
 
 
-def test_a_image_cannot_be_read_in_chunks_and_transformers_says_so(make_model, text):
+def test_an_image_cannot_be_read_in_chunks_and_transformers_says_so(make_model, text):
     with pytest.raises(ValueError, match=r"Chunked prefill cannot split .*pixel_values"):
         written(make_model(), text, prefill_chunk_size=8)
 

@@ -145,7 +145,7 @@ def test_what_is_no_size_makes_no_image_processor(size):
 
 
 @pytest.mark.parametrize("size", NO_SIZES, ids=repr)
-def test_what_is_no_size_is_refused_before_a_image_is_opened(image_processor, size):
+def test_what_is_no_size_is_refused_before_an_image_is_opened(image_processor, size):
     with pytest.raises(ValueError, match=no_size(size)):
         image_processor("gone.png", size=size)
 
@@ -157,7 +157,7 @@ def test_what_is_no_size_is_refused_where_it_was_set(image_processor, size):
         image_processor("gone.png")
 
 
-def test_a_size_of_more_pixels_than_a_image_may_have_is_refused(image_processor):
+def test_a_size_of_more_pixels_than_an_image_may_have_is_refused(image_processor):
     with pytest.raises(ValueError, match=r"^size is \(10000, 10000\); expected at most 89478485 pixels in all\.$"):
         image_processor(Image.new("RGB", (24, 16)), size=(10_000, 10_000))
 
@@ -338,7 +338,7 @@ def test_file_that_is_no_image(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
-def test_every_truncation_is_an_image_error_or_a_image(tmp_path, suffix):
+def test_every_truncation_is_an_image_error_or_an_image(tmp_path, suffix):
     values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / f"whole.{suffix}")
     content = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -435,7 +435,7 @@ def test_a_path_that_is_too_long_is_named_by_its_beginning():
         load_image("x" * 5000)
 
 
-def test_the_content_of_a_file_is_a_image(image_processor):
+def test_the_content_of_a_file_is_an_image(image_processor):
     content = saved(Image.new("RGB", (24, 16), RED), "PNG")
     expected = image_processor(Image.new("RGB", (24, 16), RED), return_tensors="pt").pixel_values
     assert torch.equal(image_processor(content, return_tensors="pt").pixel_values, expected)
@@ -488,13 +488,13 @@ def refusal(url: str, reason: str) -> str:
     return f"^{re.escape(sentence)}$"
 
 
-def test_a_image_is_fetched_from_its_url_though_the_connection_stays_open(serve):
+def test_an_image_is_fetched_from_its_url_though_the_connection_stays_open(serve):
     content = saved(Image.new("RGB", (24, 16), RED), "PNG")
     url = serve(lambda handler: (handler.send(content, len(content)), handler.hold()))
     assert color_of(load_image(url)) == RED
 
 
-def test_a_image_is_fetched_whose_length_is_not_said(serve):
+def test_an_image_is_fetched_whose_length_is_not_said(serve):
     url = serve(lambda handler: handler.send(saved(Image.new("RGB", (24, 16), RED), "PNG")))
     assert color_of(load_image(url)) == RED
 
@@ -527,19 +527,19 @@ def test_a_url_that_leads_to_a_local_file(serve):
         load_image(serve(redirect))
 
 
-def test_a_image_that_ends_early(serve):
+def test_an_image_that_ends_early(serve):
     url = serve(lambda handler: handler.send(b"x" * 10, 1000))
     with pytest.raises(ImageError, match=refusal(url, "IncompleteRead(10 bytes read, 990 more expected)")):
         load_image(url)
 
 
-def test_a_url_that_announces_more_than_a_image_may_have(serve):
+def test_a_url_that_announces_more_than_an_image_may_have(serve):
     url = serve(lambda handler: (handler.send(b"x" * 10, 10**13), handler.hold()))
     with pytest.raises(ImageError, match=refusal(url, "it has more than 268435455 bytes")):
         load_image(url)
 
 
-def test_a_url_that_sends_more_than_a_image_may_have(serve, monkeypatch):
+def test_a_url_that_sends_more_than_an_image_may_have(serve, monkeypatch):
     monkeypatch.setattr(image_processing_ett, "MAX_URL_BYTES", 1000)
     url = serve(lambda handler: (handler.send(b"x" * 1001), handler.hold()))
     with pytest.raises(ImageError, match=refusal(url, "it has more than 1000 bytes")):

@@ -40,7 +40,7 @@ def answer(pipe, path: Path, question: str) -> str:
     return pipe.processor.post_process_image_text_to_text(ids)[0]
 
 
-def test_the_literal_call_describes_a_image_without_complaint(folder, capfd):
+def test_the_literal_call_describes_an_image_without_complaint(folder, capfd):
     pipe = pipeline("image-to-text", model=str(folder), device="cpu")
     assert isinstance(pipe, ETTImageToTextPipeline)
     (result,) = pipe(str(folder / "red.png"), max_new_tokens=6)
@@ -141,7 +141,7 @@ def test_a_url_that_nobody_answers(pipe, free_port):
 @pytest.mark.parametrize(
     "given", [{}, {"images": None}, {"images": []}, {"text": "a"}, {"images": None, "prompt": "a"}], ids=repr
 )
-def test_image_to_text_without_a_image(pipe, given):
+def test_image_to_text_without_an_image(pipe, given):
     message = r"^There is no image; image-to-text needs one, as a path, URL or opened image\.$"
     with pytest.raises(ValueError, match=message):
         pipe(**given)
@@ -206,7 +206,7 @@ def test_a_text_goes_on_from_images_as_by_generate(chat_pipe, folder):
     assert result["generated_text"].lstrip() == expected != ""
 
 
-def test_a_image_with_transparency_is_laid_over_white(chat_pipe):
+def test_an_image_with_transparency_is_laid_over_white(chat_pipe):
     clear, white = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.new("RGB", (8, 8), "white")
     seen = []
     for image in (clear, white):
@@ -364,7 +364,7 @@ def test_what_cannot_be_drawn_is_said_before_any_work(any_pipe, monkeypatch, giv
         any_pipe(text=given["text"], generation_mode="image", generate_kwargs=options)
 
 
-def test_a_chat_model_asked_for_a_image_by_any_to_any(folder):
+def test_a_chat_model_asked_for_an_image_by_any_to_any(folder):
     pipe = pipeline("any-to-any", model=str(folder), device="cpu")
     with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         pipe(text="a red circle", generation_mode="image")

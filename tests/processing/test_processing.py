@@ -212,13 +212,13 @@ def test_no_side_of_a_placeholder_is_zero(processor):
 
 
 @pytest.mark.parametrize("where", ["call", "images_kwargs"])
-def test_a_size_that_is_none_is_refused_in_one_sentence_before_a_image_is_opened(processor, where):
+def test_a_size_that_is_none_is_refused_in_one_sentence_before_an_image_is_opened(processor, where):
     options = {"size": 8.5} if where == "call" else {"images_kwargs": {"size": 8.5}}
     with pytest.raises(ValueError, match=r"^size is 8\.5; expected a 'height' and a 'width'"):
         processor(images="gone.png", **options)
 
 
-def test_a_size_that_does_not_divide_is_refused_before_a_image_is_opened(processor):
+def test_a_size_that_does_not_divide_is_refused_before_an_image_is_opened(processor):
     with pytest.raises(ValueError, match="Images of 9 x 9 pixels"):
         processor(images="gone.png", size=9)
 
@@ -271,7 +271,7 @@ def test_chat_with_images_is_tokenized_in_one_call(processor, image):
         (None, [*EXPANDED, "describe", "the", "image", "."]),
     ],
 )
-def test_a_image_stands_where_a_question_has_its_token_or_else_before_it(processor, image, question, words):
+def test_an_image_stands_where_a_question_has_its_token_or_else_before_it(processor, image, question, words):
     features = processor.apply_chat_template(
         processor.chat_about(image, question), add_generation_prompt=True, tokenize=True, return_dict=True
     )
@@ -304,7 +304,7 @@ def test_what_the_chat_template_does_not_write_is_an_error(processor, name):
     assert processor.apply_chat_template(chat, chat_template=template, **given) == "red"
 
 
-def test_an_empty_question_about_a_image(processor, image):
+def test_an_empty_question_about_an_image(processor, image):
     with pytest.raises(ValueError, match="The prompt is empty"):
         processor.chat_about(image, " ")
 

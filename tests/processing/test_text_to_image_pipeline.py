@@ -131,7 +131,7 @@ def test_progress_counts_codes(pipe, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_image_in_a_prompt_is_the_image_that_generate_sees(pipe, folder):
+def test_an_image_in_a_prompt_is_the_image_that_generate_sees(pipe, folder):
     inputs = pipe.processor(text="<image> a red circle", images=str(folder / "red.png"), generation_mode="image")
     expected = pipe.model.generate(**inputs, generation_mode="image", generator=seeded(0))
     with Image.open(folder / "red.png") as image:

@@ -123,7 +123,7 @@ def test_of_text_alone_everything_is_predicted(processor):
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
 
 
-def test_a_conversation_about_a_text_follows_it_without_a_image(processor):
+def test_a_conversation_about_a_text_follows_it_without_an_image(processor):
     example = SceneExamples("text", 0, "train", 1, questions_per_scene=2)[0]
     item = PreparedDataset([example], "text", processor)[0]
     expected = example["text"] + "<|im_end|>" + processor.apply_chat_template(example["messages"])

@@ -81,19 +81,19 @@ def test_of_several_images_or_captions_each_has_to_pass():
 
 
 @pytest.mark.parametrize("kind", ["resolution", "aspect_ratio"])
-def test_of_a_images_size_the_header_is_read_and_no_pixel(kind, monkeypatch):
+def test_of_an_images_size_the_header_is_read_and_no_pixel(kind, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     setting = {"resolution": {"min_side": 4}, "aspect_ratio": {"max": 2}}[kind]
     for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         assert keeps({"type": kind, **setting}, {"image": encoded(Image.new("RGB", (8, 8)), name)})
 
 
-def test_a_row_without_a_image_passes_what_looks_at_images():
+def test_a_row_without_an_image_passes_what_looks_at_images():
     for setting in ({"type": "resolution", "min_side": 8}, {"type": "near_duplicates"}):
         assert keeps(setting, {"image": None})
 
 
-def test_a_image_that_cannot_be_read_is_left_for_the_reader_to_name():
+def test_an_image_that_cannot_be_read_is_left_for_the_reader_to_name():
     settings = [{"type": "resolution", "min_side": 8}, {"type": "aspect_ratio", "max": 2}, {"type": "near_duplicates"}]
     chain = FilterChain(settings)
     assert chain.keep([{"image": CORRUPT}, {"image": CORRUPT}]) == [True, True]
@@ -123,7 +123,7 @@ def test_the_hashs_example_is_true():
     assert doctest.testmod(ett.data_ett.filters).failed == 0
 
 
-def test_a_image_in_another_size_and_file_format_is_a_near_duplicate_and_another_image_is_not():
+def test_an_image_in_another_size_and_file_format_is_a_near_duplicate_and_another_image_is_not():
     scene = noise(0, 9).resize((96, 96), Image.Resampling.BICUBIC)
     other = noise(1, 9).resize((96, 96), Image.Resampling.BICUBIC)
     chain = FilterChain([{"type": "near_duplicates", "distance": 4}])

@@ -116,7 +116,7 @@ def test_a_reader_goes_on_from_any_position_as_if_it_had_never_stopped(make_stre
         assert names(make_stream(sizes), 1, 2, 15 - done, position) == expected
 
 
-def test_of_a_image_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
+def test_of_an_image_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
     folder = write_parquet(tmp_path / "data", (4,))
     rows = {"image": [{"bytes": b"nothing", "path": "broken.png"}], "text": ["red"]}
     broken = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))

@@ -81,7 +81,7 @@ def test_two_machines_write_what_one_would(images, tokenizer, codes, tmp_path):
     assert rows(tmp_path / "both").to_list() == rows(codes).to_list()
 
 
-def test_a_image_that_cannot_be_read_is_left_out_and_named(images, tokenizer, tmp_path):
+def test_an_image_that_cannot_be_read_is_left_out_and_named(images, tokenizer, tmp_path):
     (images / "2.png").write_bytes(b"no image at all")
     report = tokenize(images, tmp_path / "codes", tokenizer)
     assert report.rows == report.images == NUM_IMAGES - 1
