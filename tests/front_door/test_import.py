@@ -45,34 +45,10 @@ print(type(AutoModelForMultimodalLM.from_pretrained("ett-gen")).__name__)"""
     assert run_python(code, models) == "ETTForConditionalGeneration"
 
 
-def test_a_configuration_from_the_front_door_makes_a_model(models):
-    code = """
-from ett import ETTConfig
-from transformers import AutoModel
-print(type(AutoModel.from_config(ETTConfig.from_pretrained("ett-chat"))).__name__)"""
-    assert run_python(code, models) == "ETTModel"
-
-
-def test_modeling_ett_imported_by_itself_after_ett_is_registered(models):
-    code = """
-import ett
-from ett.modeling_ett.modeling_ett import ETTConfig
-from transformers import AutoModelForImageTextToText
-print(type(AutoModelForImageTextToText.from_config(ETTConfig.from_pretrained("ett-gen"))).__name__)"""
-    assert run_python(code, models) == "ETTForConditionalGeneration"
-
-
 ROOMS = ("modeling_ett", "processing_ett", "train", "data_ett", "hub_cards", "evaluation_ett", "miniature_ett")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(f"import ett.{room}" for room in ROOMS),
-        *(f"from transformers import AutoProcessor; import ett.{room}" for room in ROOMS[:2]),
-        "from ett.modeling_ett.modeling_ibq import IBQModel",
-    ],
-)
+@pytest.mark.parametrize("line", ["import ett.train", "from ett.modeling_ett.modeling_ibq import IBQModel"])
 def test_importing_one_room_registers_ett(models, line):
     code = f"""
 {line}
@@ -89,32 +65,23 @@ print(type(pipeline("image-to-text", model="ett-chat")).__name__)"""
     ]
 
 
-@pytest.mark.parametrize("line", ["", "from ett.train import run_recipe"])
-def test_a_processor_loads_without_import_ett(models, line):
-    call = "print(type(ETTProcessor.from_pretrained('ett-chat').image_processor).__name__)"
-    code = f"{line}\nfrom ett.processing_ett import ETTProcessor\n{call}"
-    assert run_python(code, models) == "ETTImageProcessor"
-
-
-@pytest.mark.parametrize("line", ["import ett, diffusers", "import diffusers, ett"])
-def test_the_auto_model_of_diffusers_finds_the_tokenizer(models, line):
-    code = f"""
-{line}
+def test_the_auto_model_of_diffusers_finds_the_tokenizer(models):
+    code = """
+import diffusers, ett
 print(type(diffusers.AutoModel.from_pretrained("ett-tokenizer")).__name__)
 from ett.modeling_ett.modeling_ibq import IBQModel
 print(diffusers.IBQModel is IBQModel)"""
     assert run_python(code, models).split() == ["IBQModel", "True"]
 
 
-@pytest.mark.parametrize("line", ["import ett, diffusers", "import diffusers, ett"])
-def test_the_pipeline_of_diffusers_and_every_auto_class_load_one_folder(models, line):
-    code = f"""
-{line}
+def test_the_pipeline_of_diffusers_and_every_auto_class_load_one_folder(models):
+    code = """
+import ett, diffusers
 pipe = diffusers.DiffusionPipeline.from_pretrained("ett-gen")
 print(*(type(part).__name__ for part in (pipe, pipe.model, pipe.processor)))
 import transformers
 for name in ("Model", "ModelForImageTextToText", "ModelForMultimodalLM", "Processor", "ImageProcessor", "Tokenizer"):
-    print(type(getattr(transformers, f"Auto{{name}}").from_pretrained("ett-gen")).__name__)
+    print(type(getattr(transformers, f"Auto{name}").from_pretrained("ett-gen")).__name__)
 print(type(diffusers.AutoModel.from_pretrained("ett-gen")).__name__)"""
     pipe, *others = run_python(code, models).splitlines()
     assert pipe.split() == ["ETTTextToImagePipeline", "ETTForConditionalGeneration", "ETTProcessor"]
@@ -130,17 +97,8 @@ print(list(pipeline("image-to-text", model="ett-chat")({str(image)!r})[0]))"""
     assert run_python(code, models) == "['generated_text']"
 
 
-def test_models_of_transformers_are_found_as_before(tmp_path):
-    code = """
-import ett
-from transformers import AutoConfig
-print(type(AutoConfig.for_model("qwen2")).__name__)"""
-    assert run_python(code, tmp_path) == "Qwen2Config"
-
-
-def test_every_public_name_can_be_had(tmp_path):
-    code = "import ett; print([name for name in ett.__all__ if getattr(ett, name).__name__ != name])"
-    assert run_python(code, tmp_path) == "[]"
+def test_every_public_name_can_be_had():
+    assert all(getattr(ett, name).__name__ == name for name in ett.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():
