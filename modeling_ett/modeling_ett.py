@@ -174,7 +174,8 @@ class ETTModel(ETTPreTrainedModel):
     """Tokenizer, projector and language model without heads. With `visual_embedding="index"` an embedding of the codes
     stands in the projector's place."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^visual_head\."]
+    # Engines load a whole model through this class and drop what matches: a head of its own must not.
+    _keys_to_ignore_on_load_unexpected = [r"^visual_head\."]
 
     def __init__(self, config: ETTConfig):
         super().__init__(config)
@@ -368,7 +369,7 @@ class ETTModel(ETTPreTrainedModel):
                 pixel_values, image_codes, codebook_embeds, detach_codebook_embeds, return_dict=True
             )
             image_features, quantized = features.pooler_output, features.quantized
-            placeholders = self.placeholder_mask(input_ids, image_features)
+            placeholders = self.placeholder_mask(input_ids, image_features, inputs_embeds)
             inputs_embeds = inputs_embeds.masked_scatter(
                 placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             )
@@ -389,16 +390,24 @@ class ETTModel(ETTPreTrainedModel):
             quantized=quantized,
         )
 
-    def placeholder_mask(self, input_ids: torch.LongTensor | None, image_features: torch.Tensor) -> torch.BoolTensor:
-        """Where images stand in `input_ids`, of its shape."""
+    def placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        image_features: torch.Tensor,
+        inputs_embeds: torch.FloatTensor | None = None,
+    ) -> torch.BoolTensor:
+        """Where images stand in `input_ids`, of its shape; without these, where `inputs_embeds` are the placeholder's
+        embedding."""
         if input_ids is None:
-            raise ValueError("Images need input_ids with placeholders for them; only inputs_embeds were given.")
-        mask = input_ids == self.config.image_token_id
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(dim=-1)
+        else:
+            mask = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling():
             placeholders, codes = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
             if placeholders != codes:
                 raise ValueError(
-                    f"input_ids hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
+                    f"The inputs hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
                     f"{image_features.shape[0]} images have {codes} codes. Prepare both with one ETTProcessor call."
                 )
         return mask
@@ -512,6 +521,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             weight, (num_tokens, hidden_size) = value.weight, value.weight.shape
             value = ScoringHead(hidden_size, num_tokens, device="meta")
             value.weight = weight
+            # It has its values, which a later `post_init` leaves alone.
+            value._is_hf_initialized = value.weight._is_hf_initialized = True
         self.lm_head = value
 
     @can_return_tuple
@@ -527,6 +538,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         predict_codes: bool = False,
         return_reconstruction: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
@@ -538,6 +550,8 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
                 none (equation 2).
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): In place of `labels`, the token
+                that follows each position.
             predict_codes (`bool`): Also predict the images' codes, each from what stands before it.
             return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to an image.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
@@ -561,12 +575,15 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         )
         hidden_states = outputs.last_hidden_state
         losses, logits, code_logits, reconstruction = [], None, None, None
+        has_labels = labels is not None or shift_labels is not None
         if skip_logits is None:
-            skip_logits = self.training and (labels is not None or predict_codes)
-        if not skip_logits and (labels is not None or not predict_codes):
+            skip_logits = self.training and (has_labels or predict_codes)
+        if not skip_logits and (has_labels or not predict_codes):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
-        if labels is not None:
+        if shift_labels is not None:
+            losses.append(self._loss(self.lm_head, hidden_states, shift_labels, num_items_in_batch))
+        elif labels is not None:
             losses.append(self._loss(self.lm_head, hidden_states[:, :-1], labels[:, 1:], num_items_in_batch))
         if predict_codes:
             self.require_visual_head()

@@ -1,5 +1,7 @@
 """The model: three ways in for images, one gradient from captions to the tokenizer, exact folders."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -430,3 +432,34 @@ def test_without_return_dict_outputs_are_tuples_of_the_same_values(make_model, i
     expected, found = model(**inputs), model(**inputs, return_dict=False)
     assert isinstance(found, tuple) and len(found) == len(expected.to_tuple())
     assert torch.equal(found[0], expected[0])
+
+
+def test_images_find_their_places_among_embeddings(make_model, inputs):
+    model = make_model().eval()
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+    expected = model(input_ids=ids, pixel_values=pixels).logits
+    found = model(inputs_embeds=model.get_input_embeddings()(ids), pixel_values=pixels).logits
+    assert torch.equal(found, expected)
+
+
+def test_labels_that_are_shifted_already_give_the_same_loss(make_model, inputs):
+    model = make_model().eval()
+    labels = inputs.pop("labels")
+    shifted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+    expected = model(**inputs, labels=labels).loss
+    torch.testing.assert_close(model(**inputs, shift_labels=shifted).loss, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_resized_head_keeps_its_values(make_model, make_language_model, tied):
+    model = make_model(make_language_model(tie_word_embeddings=tied))
+    model.resize_token_embeddings(48)
+    expected = model.lm_head.weight.clone()
+    model.post_init()
+    assert torch.equal(model.lm_head.weight, expected)
+
+
+def test_engines_are_not_told_to_drop_a_head_of_its_own(make_model, make_language_model):
+    names = make_model(make_language_model(tie_word_embeddings=False)).state_dict()
+    dropped = [name for name in names for rule in ETTModel._keys_to_ignore_on_load_unexpected if re.search(rule, name)]
+    assert dropped == ["visual_head.weight"]
