@@ -656,13 +656,15 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         """As in every model, but with a text all of its images are repeated, however many it has."""
         names = ("pixel_values", "image_codes", "codebook_embeds")
         images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
-        if expand_size > 1 and len(images) == 1 and model_kwargs.get("inputs_embeds") is None:
+        if expand_size > 1 and len(images) == 1:
             [(name, values)] = images.items()
             if name == "pixel_values":
                 # Once, not once a copy.
                 name, values = "image_codes", self.model.quantize_pixels(values).codes
             codes = values.flatten(1) if name == "image_codes" else values
-            numbers = self.model.placeholder_mask(input_ids, codes).sum(dim=1).tolist()
+            embeds = model_kwargs.get("inputs_embeds")
+            places = self.model.placeholder_mask(input_ids if embeds is None else None, codes, embeds)
+            numbers = places.sum(dim=1).tolist()
             repeated = [group for group in codes.flatten(0, 1).split(numbers) for _ in range(expand_size)]
             images = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

@@ -275,11 +275,24 @@ def test_a_text_goes_on_from_embeddings_as_from_tokens_and_images(make_model, te
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_images_beside_embeddings_are_an_error(make_model, text, num_beams):
-    embeddings = torch.zeros(1, 20, 32)
-    with pytest.raises(ValueError, match="only inputs_embeds were given"):
+def test_images_beside_embeddings_go_where_their_placeholders_are(make_model, texts, num_beams):
+    model, (alone, _) = make_model(), texts
+    options = {**SIX, "num_beams": num_beams}
+    for inputs in alone:
+        embeddings = model.get_input_embeddings()(inputs["input_ids"])
+        found = model.generate(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"], **options)
+        expected = model.generate(**inputs, **options)
+        assert torch.equal(found, expected[:, inputs["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_images_beside_embeddings_without_placeholders_are_an_error(make_model, text, num_beams):
+    with pytest.raises(ValueError, match=r"hold 0 image placeholders \(token 4\)"):
         make_model().generate(
-            inputs_embeds=embeddings, pixel_values=text["pixel_values"], num_beams=num_beams, max_new_tokens=1
+            inputs_embeds=torch.zeros(1, 20, 32),
+            pixel_values=text["pixel_values"],
+            num_beams=num_beams,
+            max_new_tokens=1,
         )
 
 
