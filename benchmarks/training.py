@@ -136,7 +136,7 @@ def build_model() -> ETTForConditionalGeneration:
     )
 
 
-def make_items(count: int, num_codes: int, is_drawing: bool, has_codes: bool) -> list[dict[str, Any]]:
+def make_items(count: int, num_codes: int, predicts_codes: bool, has_codes: bool) -> list[dict[str, Any]]:
     """Prepared examples of an image and `WORDS` words, in the order of the stage."""
     generator = torch.Generator().manual_seed(0)
     items = []
@@ -144,8 +144,8 @@ def make_items(count: int, num_codes: int, is_drawing: bool, has_codes: bool) ->
         words = torch.randint(4, VOCABULARY, (WORDS,), generator=generator).tolist()
         image = [IMAGE_START, *[IMAGE] * num_codes, IMAGE_END]
         ignored = [-100] * len(image)
-        item = {"input_ids": words + image if is_drawing else image + words}
-        item["labels"] = [-100] * len(words) + ignored if is_drawing else ignored + words
+        item = {"input_ids": words + image if predicts_codes else image + words}
+        item["labels"] = [-100] * len(words) + ignored if predicts_codes else ignored + words
         if has_codes:
             side = int(num_codes**0.5)
             item["image_codes"] = torch.randint(0, VOCABULARY, (1, side, side), generator=generator)
@@ -160,7 +160,7 @@ def build_trainer(recipe_name: str, batch_size: int, repeats: int, folder: str, 
     recipe = load_recipe(recipe_name)
     model = build_model()
     train_only(model, recipe.train)
-    is_drawing = recipe.task == "drawing"
+    predicts_codes = recipe.task == "drawing"
     num_codes = (SIDE // model.model.vision_tokenizer.spatial_factor) ** 2
     training = {
         name: value
@@ -182,8 +182,8 @@ def build_trainer(recipe_name: str, batch_size: int, repeats: int, folder: str, 
     trainer = ETTTrainer(
         model=model,
         args=ETTTrainingArguments(output_dir=folder, **training),
-        train_dataset=make_items(4 * batch_size, num_codes, is_drawing, has_codes),
-        data_collator=ETTCollator(is_drawing=is_drawing),
+        train_dataset=make_items(4 * batch_size, num_codes, predicts_codes, has_codes),
+        data_collator=ETTCollator(predicts_codes=predicts_codes),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

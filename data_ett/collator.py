@@ -72,7 +72,7 @@ class ETTCollator:
     """
 
     pad_token_id: int = 0
-    is_drawing: bool = False
+    predicts_codes: bool = False
     packed_length: int | None = None
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class ETTCollator:
             batch["pixel_values"] = to_unit_range(torch.cat(pixels))
         if codes:
             batch["image_codes"] = self._join_codes(codes)
-        if self.is_drawing:
+        if self.predicts_codes:
             batch["predict_codes"] = True
         return batch
 
@@ -102,7 +102,7 @@ class ETTCollator:
             return self._pad(joined, padding)
 
         batch = {"input_ids": tensor(lambda _, item: item["input_ids"], self.pad_token_id)}
-        if not self.is_drawing:
+        if not self.predicts_codes:
             batch["labels"] = tensor(lambda _, item: item["labels"], IGNORED)
         if "branches" in rows[0][0]:
             branches = tensor(lambda _, item: item["branches"], PADDING_BRANCH)

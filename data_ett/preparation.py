@@ -78,14 +78,14 @@ class PreparedDataset(Dataset):
         max_length: int = 4096,
         independent_turns: bool = False,
     ):
-        self.examples, self.task, self.processor = examples, task, processor
+        self.examples, self.task, self.processor = examples, TASKS[task], processor
         self.seed, self.prompt_dropout, self.max_length = seed, prompt_dropout, max_length
-        self.independent_turns = independent_turns and task == "chat"
+        self.independent_turns = independent_turns and self.task.column == "messages"
         self._skipped = SkippedRows()
-        if task in ("text", "caption", "chat"):
+        if self.task.predicts_text:
             # Before any example is read; see its error.
             processor.end_token  # noqa: B018
-        if task != "reconstruction":
+        if not self.task.is_of_tokenizer:
             placeholder = processor.image_placeholder()
             self.image_ids = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
 
@@ -156,7 +156,7 @@ class PreparedDataset(Dataset):
         if self.prompt_dropout and np.random.default_rng((self.seed, number)).random() < self.prompt_dropout:
             example = {**example, "text": ""}
         prepared: dict[str, Any] = {"name": example["name"]} if "name" in example else {}
-        if self.task != "reconstruction":
+        if not self.task.is_of_tokenizer:
             prepared |= self._branches(example) if self.independent_turns else self._tokens(example)
             self._check_length(prepared)
         if "image_codes" not in example:
@@ -167,12 +167,12 @@ class PreparedDataset(Dataset):
         return prepared
 
     def _tokens(self, example: dict[str, Any]) -> dict[str, list[int]]:
-        return self._join(TASKS[self.task](example, self.processor), example)
+        return self._join(self.task.segments(example, self.processor), example)
 
     def _branches(self, example: dict[str, Any]) -> dict[str, list[int]]:
         """The example's turns as branches of one sequence, behind what all of them begin with."""
         turns = [
-            self._join(TASKS[self.task]({"messages": messages}, self.processor), example)
+            self._join(self.task.segments({"messages": messages}, self.processor), example)
             for messages in independent_conversations(example["messages"])
         ]
         # A branch's first token has nothing of its own before it, so it must not be a predicted one.

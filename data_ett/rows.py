@@ -32,6 +32,7 @@ from .image_rows import (
 from .selection import FilterChain
 from .skipped import missing_data
 from .tars import TarRows, find_tars, unify_row
+from .tasks import TASKS, Task
 
 OPTIONS = "data.image_column, data.text_column or data.messages_column"
 ALIASES = {"image": "images", "messages": "conversations"}
@@ -50,6 +51,7 @@ class RowReader:
 
     Args:
         path (`str`): What errors call the dataset.
+        task ([`Task`]): What is learned from the rows.
         image_folder (`str`): Folder to which names of images' files are relative.
         text_column (`str`): Of captions or prompts; where it holds several, one is drawn by the seed and the row's
             name, the same in every epoch.
@@ -60,7 +62,7 @@ class RowReader:
     """
 
     path: str
-    task: str
+    task: Task
     image_column: str = "image"
     text_column: str = "text"
     messages_column: str = "messages"
@@ -131,7 +133,7 @@ class RowReader:
     def _open(self, row: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """The row with the columns that all datasets have, and what its image column holds."""
         row = unify_row(row) if self.is_tar else row
-        return row, row.get(self.image_column) if self.task != "text" else None
+        return row, row.get(self.image_column) if self.task.has_images else None
 
     def _images(self, cell: Any, name: str) -> list[Image.Image]:
         try:
@@ -147,17 +149,17 @@ class RowReader:
         return len(image_cells(cell)) if self.num_codes is None else len(row["image_codes"])
 
     def _texts(self, row: dict[str, Any], num_images: int, name: str) -> dict[str, Any]:
-        if self.task == "chat":
+        if self.task.column == "messages":
             column = self.messages_column
             if self.is_tar and column not in row:
                 column = ALIASES.get(column, column)
             return {"messages": read_conversation(self._cell(row, column), num_images)}
-        if self.task != "text" and not num_images:
+        if self.task.has_images and not num_images:
             raise ExampleError(f"The row has no image in {self.image_column!r}.")
-        if self.task == "reconstruction":
+        if self.task.column is None:
             return {}
         cell = self._cell(row, self.text_column)
-        texts = [text for text in caption_texts(cell) if text.strip() or self.task == "drawing"]
+        texts = [text for text in caption_texts(cell) if text.strip() or self.task.predicts_codes]
         if not texts:
             raise ExampleError(f"Its {self.text_column!r} is {str(cell)[:60]!r}; expected text.")
         if len(texts) == 1:
@@ -194,7 +196,7 @@ def open_rows(
         raise ValueError(f"data.image_folder is '{image_folder}', which is no folder.")
     tars = find_tars(path)
     if tars:
-        reader = RowReader(path, task, image_column, text_column, messages_column, "", seed, is_tar=True)
+        reader = RowReader(path, TASKS[task], image_column, text_column, messages_column, "", seed, is_tar=True)
         rows = TarRows(tars[:1] if streaming else tars)
         if not len(rows):
             causes = "; ".join(f"{path}: {cause}" for path, cause in rows.damaged.items())
@@ -210,16 +212,20 @@ def open_rows(
         ALIASES.get(column, column) if column not in columns and ALIASES.get(column) in columns else column
         for column in (image_column, messages_column)
     )
-    reader = RowReader(path, task, image_column, text_column, messages_column, image_folder or data_folder(path), seed)
+    reader = RowReader(
+        path, TASKS[task], image_column, text_column, messages_column, image_folder or data_folder(path), seed
+    )
     reader.is_tar = "__key__" in columns
     reader.are_files_listed = files is not None and files.are_images
     images = (image_column,)
-    if task != "text" and is_tokenized(path):
+    if reader.task.has_images and is_tokenized(path):
         reader.num_codes, images = read_tokenization(path)["num_codes"], tuple(CODES_FEATURES)
     if not reader.is_tar:
-        needed = {"reconstruction": images, "text": (text_column,), "chat": (messages_column,)}
-        check_columns(path, columns, image_column, needed.get(task, (*images, text_column)), OPTIONS)
-        if task != "text" and rows.features and image_column in rows.features:
+        needed = {"text": (text_column,), "messages": (messages_column,), None: ()}[reader.task.column]
+        if reader.task.has_images and reader.task.column != "messages":
+            needed = (*images, *needed)
+        check_columns(path, columns, image_column, needed, OPTIONS)
+        if reader.task.has_images and rows.features and image_column in rows.features:
             check_images(path, rows.features, image_column, OPTIONS)
     rows = undecoded(rows)
     with reading(path):

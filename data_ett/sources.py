@@ -18,6 +18,7 @@ from .captions import caption_texts
 from .rows import UNUSABLE, open_rows
 from .selection import select_rows
 from .skipped import SkippedRows
+from .tasks import TASKS
 
 QUESTION_ORDER = (
     *("position", "colour", "shape", "position", "count"),
@@ -47,7 +48,8 @@ class SceneExamples(Dataset):
         independent_turns: bool = False,
         ground: str = "mixed",
     ):
-        self.task, self.seed, self.split, self.length = task, seed, split, length
+        self.task, self.seed, self.split, self.length = TASKS[task], seed, split, length
+        self._is_chat = self.task.column == "messages"
         self.questions_per_scene, self.independent_turns = questions_per_scene, independent_turns
         self.scenes = scenes_ett.Scenes(seed, split, ground=ground)
 
@@ -58,17 +60,17 @@ class SceneExamples(Dataset):
         rng = np.random.default_rng((self.seed, index))
         scene = self.scenes[index]
         name = f"scene {index}"
-        if self.task == "drawing":
+        if self.task.predicts_codes:
             # Captions, which name each shape's colour and place, teach colours sooner than prompts alone. Longer ones
             # than prompts would only lengthen their batches.
             if scene.text is None and len(scene.shapes) <= 2:
                 return {"name": name, "images": [scene.render()], "text": scenes_ett.caption(scene, rng)}
             prompt, scene = scenes_ett.drawing_pair(self.seed, self.split, index, self.scenes.ground)
             return {"name": name, "images": [scene.render()], "text": prompt.text}
-        example = {"name": name, "images": [] if self.task == "text" else [scene.render()]}
-        if self.task in ("text", "caption"):
+        example = {"name": name, "images": [scene.render()] if self.task.has_images else []}
+        if self.task.column == "text":
             example["text"] = scenes_ett.caption(scene, rng)
-        if self.task in ("text", "chat") and self.questions_per_scene:
+        if self.questions_per_scene and (self._is_chat or not self.task.has_images):
             example["messages"] = self._conversation(scene, rng)
         return example
 
@@ -88,7 +90,7 @@ class SceneExamples(Dataset):
         """Questions and answers, and for about every fourth image a request for a caption."""
         questions = scenes_ett.questions(scene, rng)
         described = []
-        if self.task == "chat" and rng.random() < 0.25:
+        if self._is_chat and rng.random() < 0.25:
             described = [(CAPTION_PROMPT, scenes_ett.caption(scene, rng))]
             if not self.independent_turns:
                 return _turns(described, with_image=True)
@@ -100,7 +102,7 @@ class SceneExamples(Dataset):
             if left := by_type[kind]:
                 question = left.pop(rng.integers(len(left)))
                 turns.append((question.question, question.answer))
-        return _turns(turns + described, with_image=self.task == "chat")
+        return _turns(turns + described, with_image=self._is_chat)
 
 
 def _turns(questions: list[tuple[str, str]], with_image: bool) -> list[dict[str, Any]]:

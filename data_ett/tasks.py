@@ -1,6 +1,7 @@
 """Tasks: an example to pieces of text, each marked as predicted or not. Placeholders stand for images."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ett.processing_ett import ETTProcessor
@@ -56,13 +57,41 @@ def no_segments(example: dict[str, Any], processor: ETTProcessor) -> Segments:
     return []
 
 
-TASKS: dict[str, Callable[[dict[str, Any], ETTProcessor], Segments]] = {
-    "reconstruction": no_segments,
-    "text": text_segments,
-    "caption": caption_segments,
-    "chat": chat_segments,
-    "drawing": drawing_segments,
+@dataclass(frozen=True)
+class Task:
+    """What a model learns from an example.
+
+    Args:
+        segments: Makes the example's pieces of text.
+        column (`"text"` or `"messages"`, *optional*): What a row holds beside its images.
+        has_images (`bool`): Whether rows hold images.
+        is_of_tokenizer (`bool`): Whether a tokenizer alone learns it, without a language model.
+        predicts_codes (`bool`): Whether image codes are predicted, and no text.
+        kind (`str`): Of the finished model, for its card.
+        keeps_discriminator (`bool`): Whether the stage stands between two that train a discriminator, and its folder
+            keeps the file of the folder that it started from.
+    """
+
+    segments: Callable[[dict[str, Any], ETTProcessor], Segments]
+    column: str | None = "text"
+    has_images: bool = True
+    is_of_tokenizer: bool = False
+    predicts_codes: bool = False
+    kind: str = "chat"
+    keeps_discriminator: bool = False
+
+    @property
+    def predicts_text(self) -> bool:
+        return not (self.is_of_tokenizer or self.predicts_codes)
+
+
+TASKS = {
+    "reconstruction": Task(no_segments, column=None, is_of_tokenizer=True, kind="tokenizer"),
+    "text": Task(text_segments, has_images=False, keeps_discriminator=True),
+    "caption": Task(caption_segments, keeps_discriminator=True),
+    "chat": Task(chat_segments, column="messages"),
+    "drawing": Task(drawing_segments, predicts_codes=True, kind="gen"),
 }
 
 
-__all__ = ["TASKS", "Segments", "num_images"]
+__all__ = ["TASKS", "Segments", "Task", "num_images"]

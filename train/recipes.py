@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ett.common_ett.suggestions import suggestion
+from ett.data_ett.tasks import TASKS, Task
 
 from .arguments import ETTTrainingArguments
 from .field_types import field_hints, typed
@@ -199,6 +200,11 @@ class Recipe:
     data: DataSection = field(default_factory=DataSection)
     lora: LoraSection = field(default_factory=LoraSection)
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> Task:
+        """What `task` names."""
+        return TASKS[self.task]
 
 
 MIXTURE_FIELDS = (

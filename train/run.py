@@ -62,7 +62,6 @@ from .trainer import ETTTrainer
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"reconstruction": "tokenizer", "drawing": "gen"}
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "lpips")
 
 
@@ -139,9 +138,9 @@ def _run(
     model, processor = build_model(recipe, examples)
     settled = settled_recipe(recipe, model)
     settled.data = dataclasses.replace(recipe.data, fit=set_fit(recipe, processor))
-    if recipe.task != "reconstruction":
-        model.config.answers = recipe.task != "drawing"
-    if recipe.task == "drawing":
+    if not recipe.learns.is_of_tokenizer:
+        model.config.answers = not recipe.learns.predicts_codes
+    if recipe.learns.predicts_codes:
         model.keep_image_sampling()
     discriminator_start = find_discriminator(recipe, args)
     kept_discriminator = discriminator_start.path if discriminator_start else passed_on_discriminator(recipe)
@@ -191,7 +190,7 @@ def _run(
     weights = whole_weights(trainer)
     if trainer.args.should_save:
         record = {
-            "kind": KINDS.get(recipe.task, "chat"),
+            "kind": recipe.learns.kind,
             "recipe": dataclasses.asdict(settled),
             "seed": seed,
             "steps": trainer.state.global_step,
@@ -249,7 +248,8 @@ def build_dataset(
     prepared = prepare_examples(recipe, examples, processor, seed)
     if not recipe.data.in_memory:
         return prepared
-    frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
+    has_codes = recipe.learns.has_images and not recipe.learns.is_of_tokenizer
+    frozen = has_codes and "vision_tokenizer" not in recipe.train
     return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
 
 
@@ -278,7 +278,7 @@ def build_collator(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) 
     """What makes batches of a recipe's prepared examples."""
     return ETTCollator(
         pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
-        is_drawing=recipe.task == "drawing",
+        predicts_codes=recipe.learns.predicts_codes,
         packed_length=recipe.data.max_length if recipe.data.packing else None,
     )
 

@@ -26,9 +26,9 @@ def check_tokenized_data(recipe: Recipe):
     sections = [source_section(data, entry) for entry in data.mixture.values()] if data.mixture else [data]
     sources = [section.source for section in sections if section.source is not None]
     tokenized = [source for source in sources if is_tokenized(source)]
-    if not tokenized or recipe.task == "text":
+    if not tokenized or not recipe.learns.has_images:
         return
-    if recipe.task == "reconstruction" or "vision_tokenizer" in recipe.train:
+    if recipe.learns.is_of_tokenizer or "vision_tokenizer" in recipe.train:
         raise ValueError(
             f"'{tokenized[0]}' holds codes and no pixels: there is nothing to reconstruct, and this stage trains the "
             "tokenizer. Give the images that the codes were made of."

@@ -65,15 +65,15 @@ def make_model(tied: bool = True) -> ETTForConditionalGeneration:
 
 
 def make_items(stage: str) -> list[dict]:
-    is_drawing = stage == "drawing"
+    predicts_codes = stage == "drawing"
     generator = torch.Generator().manual_seed(0)
     items = []
     for index in range(16):
         words = torch.randint(10, 40, (1 + 3 * index % 5,), generator=generator).tolist()
-        ids = [*words, 5, *[4] * 16] if is_drawing else [5, *[4] * 16, 6, *words]
+        ids = [*words, 5, *[4] * 16] if predicts_codes else [5, *[4] * 16, 6, *words]
         pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
         labels = [-100] * (len(ids) - len(words)) + words
-        image = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
+        image = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if predicts_codes else {"pixel_values": pixels}
         items.append({"input_ids": ids, "labels": labels, **image})
     if stage == "chat":
         items[1::2] = [{"input_ids": [7, *words], "labels": [-100, *words]} for words in map(answer, items[1::2])]
@@ -118,8 +118,8 @@ def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False
     if lora:
         add_adapter(model, LoraSection(rank=4))
     train_only(model, STAGES[stage])
-    is_drawing = stage == "drawing"
-    collator = ETTCollator(is_drawing=is_drawing)
+    predicts_codes = stage == "drawing"
+    collator = ETTCollator(predicts_codes=predicts_codes)
     trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(stage), data_collator=collator)
     assert bool(args.fsdp) == trainer.accelerator.is_fsdp2
     assert bool(args.deepspeed) == trainer.is_deepspeed_enabled

@@ -89,7 +89,7 @@ def test_gradient_checkpointing_changes_no_update(make_model, arguments, make_it
     for checkpointing in (False, True):
         model = with_adapter(make_model)
         args = arguments(gradient_checkpointing=checkpointing, optim="sgd", learning_rate=0.1)
-        make_trainer(model, args, make_items(codes=True), is_drawing=True).train()
+        make_trainer(model, args, make_items(codes=True), predicts_codes=True).train()
         updated.append(snapshot(model))
     torch.testing.assert_close(updated[1], updated[0], rtol=1e-5, atol=1e-6)
 

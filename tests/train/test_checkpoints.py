@@ -53,7 +53,7 @@ def make_stage(make_model, make_vision_tokenizer, make_language_model, make_item
         if stage == "adapters":
             add_adapter(model, LoraSection(rank=2, dropout=0.5))
         train_only(model, parts)
-        return make_trainer(model, args, items, is_drawing=stage == "drawing")
+        return make_trainer(model, args, items, predicts_codes=stage == "drawing")
 
     return make
 

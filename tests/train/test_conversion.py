@@ -217,7 +217,7 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path, raw, name):
 def test_tensors_of_another_model_are_listed(tmp_path):
     source = tmp_path / "other.ckpt"
     torch.save({f"layers.{layer}.{name}": torch.zeros(2) for layer in range(3) for name in ("query", "key")}, source)
-    with pytest.raises(ValueError, match=r"it is no IBQ tokenizer\. Its tensors are layers\.\{0,1,2\}\.\{query,key\}"):
+    with pytest.raises(ValueError, match=r"it is no IBQ tokenizer\. Its tensors are layers\.0\.query, layers\.0\.key"):
         convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
     assert [path.name for path in tmp_path.iterdir()] == ["other.ckpt"]
 

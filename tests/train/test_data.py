@@ -370,7 +370,7 @@ def test_the_collators_example_is_true():
 def test_a_batch_of_drawings_has_codes_to_predict_and_no_labels():
     codes = torch.arange(4).view(1, 2, 2)
     item = {"input_ids": [7, 8], "labels": [IGNORED, IGNORED], "image_codes": codes}
-    batch = ETTCollator(is_drawing=True)([item, {**item, "image_codes": codes + 4}])
+    batch = ETTCollator(predicts_codes=True)([item, {**item, "image_codes": codes + 4}])
     assert set(batch) == {"input_ids", "attention_mask", "image_codes", "predict_codes"}
     assert batch["image_codes"].flatten().tolist() == list(range(8)) and batch["predict_codes"] is True
 

@@ -48,7 +48,7 @@ def test_tokens_are_shown_as_text_with_what_is_predicted_apart_and_placeholders_
 
 
 def test_of_a_drawing_the_codes_are_predicted(processor):
-    shown = show(prepared(processor, "drawing")[0], processor, is_drawing=True)
+    shown = show(prepared(processor, "drawing")[0], processor, predicts_codes=True)
     assert [piece.kind for piece in shown.pieces if piece.is_predicted] == ["image"]
     assert shown.predicted == NUM_CODES
 

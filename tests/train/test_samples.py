@@ -25,13 +25,13 @@ def short_answers(monkeypatch):
 def make_trainer(make_vision_tokenizer, arguments, make_items):
     """Makes a trainer of a tokenizer that draws samples each second step, or of another model."""
 
-    def make(model=None, items=None, is_drawing=False, **changes):
+    def make(model=None, items=None, predicts_codes=False, **changes):
         args = arguments(**{"sample_steps": 2, "max_steps": 3, **changes})
         return ETTTrainer(
             model=model or make_vision_tokenizer(),
             args=args,
             train_dataset=items or make_items(),
-            data_collator=ETTCollator(is_drawing=is_drawing),
+            data_collator=ETTCollator(predicts_codes=predicts_codes),
         )
 
     return make

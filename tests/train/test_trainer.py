@@ -42,7 +42,7 @@ def test_every_part_that_trains_moves_and_every_frozen_one_stays(make_model, arg
     model = make_model(**config)
     train_only(model, parts)
     before = snapshot(model)
-    make_trainer(model, arguments(), make_items(**items), is_drawing="drawing" in stage).train()
+    make_trainer(model, arguments(), make_items(**items), predicts_codes="drawing" in stage).train()
     assert changed(before, model) == {name for name in before if belongs(name, parts)}
 
 
@@ -95,20 +95,20 @@ def test_accumulation_does_not_change_the_update_of_drawings(make_model, argumen
         train_only(model, ["visual_head"])
         before = snapshot(model)
         args = one_step(arguments, batch_size, accumulation)
-        make_trainer(model, args, make_items(codes=True), is_drawing=True).train()
+        make_trainer(model, args, make_items(codes=True), predicts_codes=True).train()
         updates.append(before["visual_head.weight"] - model.state_dict()["visual_head.weight"])
     assert updates[0].abs().max() > 1e-3
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
 
 
-def test_drawing_from_pixels_is_drawing_from_their_codes(make_model, arguments, make_items):
+def test_drawing_from_pixels_predicts_codes_from_their_codes(make_model, arguments, make_items):
     updates, losses = [], []
     for has_codes in (False, True):
         model, items = make_model(), make_items()
         train_only(model, ["visual_head", "projector"])
         if has_codes:
             replace_pixels(items, model.model.vision_tokenizer.eval())
-        before, trainer = snapshot(model), make_trainer(model, one_step(arguments, 2, 2), items, is_drawing=True)
+        before, trainer = snapshot(model), make_trainer(model, one_step(arguments, 2, 2), items, predicts_codes=True)
         trainer.train()
         updates.append({name: before[name] - value for name, value in model.state_dict().items()})
         losses.append(trainer.state.log_history[0]["drawing_loss"])
@@ -386,9 +386,9 @@ def test_evaluation_gives_the_mean_caption_loss_and_moves_nothing(make_model, ar
 
 def test_evaluation_of_drawing_gives_the_mean_code_loss(make_model, arguments, make_items):
     model, items = make_model(), make_items(codes=True)
-    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), items, is_drawing=True)
+    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), items, predicts_codes=True)
     with torch.no_grad():
-        expected = model(**ETTCollator(is_drawing=True)(items)).loss.item()
+        expected = model(**ETTCollator(predicts_codes=True)(items)).loss.item()
     assert trainer.evaluate(items)["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 

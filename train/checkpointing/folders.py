@@ -111,7 +111,7 @@ def _normalized(recipe: Recipe) -> dict[str, Any]:
     are left out."""
     values = dataclasses.asdict(recipe)
     values["model"] |= {name: recipe.model.of_new(name) for name in NEW_MODEL}
-    if recipe.model.path is not None and recipe.task != "reconstruction":
+    if recipe.model.path is not None and not recipe.learns.is_of_tokenizer:
         for name in ("image_size", "code_positions", "visual_embedding"):
             values["model"].pop(name)
     return values

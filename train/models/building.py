@@ -29,7 +29,7 @@ def build_model(
 ) -> tuple[IBQModel | ETTForConditionalGeneration, ETTProcessor | ETTImageProcessor]:
     """The model that training starts from, and what prepares its inputs."""
     section = recipe.model
-    if recipe.task == "reconstruction":
+    if recipe.learns.is_of_tokenizer:
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
         set_gradient_path(tokenizer, section)
         return tokenizer, _image_processor(section)
@@ -124,7 +124,7 @@ def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
     """
     section, train = recipe.model, recipe.train
     visual_embedding = visual_embedding or _stated_visual_embedding(section)
-    if recipe.task == "reconstruction" or visual_embedding is None:
+    if recipe.learns.is_of_tokenizer or visual_embedding is None:
         return
     if section.visual_embedding == "index" != visual_embedding:
         raise ValueError(
@@ -143,7 +143,12 @@ def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
             "train names vision_tokenizer, but with visual_embedding=index the language model sees indices, and its "
             "losses have no path to the tokenizer; remove vision_tokenizer."
         )
-    if is_index and recipe.task in ("caption", "chat") and not {"index_embedding", "language_model"} & set(train):
+    if (
+        is_index
+        and recipe.learns.predicts_text
+        and recipe.learns.has_images
+        and not {"index_embedding", "language_model"} & set(train)
+    ):
         raise ValueError(
             "With visual_embedding=index this stage trains nothing that learns from images; add index_embedding to "
             "train."
@@ -167,7 +172,7 @@ def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor
         ValueError: The recipe names no model, or one that is missing.
     """
     section = recipe.model
-    if recipe.task == "reconstruction":
+    if recipe.learns.is_of_tokenizer:
         return _image_processor(section)
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -239,7 +244,7 @@ def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
     size = recipe.model.codebook_size
     if size is None:
         return False
-    if recipe.task != "reconstruction":
+    if not recipe.learns.is_of_tokenizer:
         raise ValueError("model.codebook_size is for the tokenizer's own stage (task reconstruction); remove it here.")
     if not isinstance(recipe.model.path or recipe.model.vision_tokenizer, str):
         raise ValueError(

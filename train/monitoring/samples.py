@@ -190,7 +190,7 @@ def sampler_types(trainer: Trainer) -> list[type]:
     kinds: list[type] = [Reconstructions] if trainer.tunes_tokenizer else []
     if trainer.is_tokenizer:
         return kinds
-    return [*kinds, Drawings if trainer.data_collator.is_drawing else Answers]
+    return [*kinds, Drawings if trainer.data_collator.predicts_codes else Answers]
 
 
 class SamplesCallback(TrainerCallback):

@@ -114,7 +114,7 @@ def render(
     filters: list[dict[str, Any]],
 ) -> str:
     """The page of prepared examples, of the batch that the collator made of them, and of what did not come so far."""
-    shown = [show(item, processor, recipe.task == "drawing") for item in items]
+    shown = [show(item, processor, recipe.learns.predicts_codes) for item in items]
     if recipe.data.packing and "input_ids" in batch:
         for number, row in enumerate(pack([one.length for one in shown], recipe.data.max_length), 1):
             for index in row:
@@ -134,12 +134,12 @@ def render(
     )
 
 
-def show(item: dict[str, Any], processor: ETTProcessor | ETTImageProcessor, is_drawing: bool = False) -> Shown:
+def show(item: dict[str, Any], processor: ETTProcessor | ETTImageProcessor, predicts_codes: bool = False) -> Shown:
     """A prepared example as the page shows it; of a drawing, the codes are what is predicted."""
     pieces, predicted = [], 0
     if "input_ids" in item:
         labels = item["labels"]
-        if is_drawing:
+        if predicts_codes:
             labels = [token if token == processor.image_token_id else IGNORED for token in item["input_ids"]]
         pieces = list(split_pieces(item["input_ids"], labels, item.get("branches"), processor))
         predicted = sum(label != IGNORED for label in labels)
