@@ -45,7 +45,7 @@ def evaluate_drawings(
     """
     if not prompts:
         raise ValueError("There is no prompt to draw; give at least one.")
-    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = model.image_sampling(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
     drawings = []
     with evaluating(model), tqdm(desc="Drawings", unit=" images", disable=not progress, total=len(prompts)) as bar:
         for batch in batches(enumerate(prompts), batch_size):

@@ -113,7 +113,8 @@ def _clipped_range(values: list[float]) -> tuple[float, float]:
     later = values[len(values) // 10 :]
     low, high = min(later), max(later)
     spread = (high - low) or abs(high) * 0.1 or 1.0
-    return max(min(values), low - spread), min(max(values), high + spread)
+    bottom, top = max(min(values), low - spread), min(max(values), high + spread)
+    return (bottom, top) if top > bottom else (bottom - spread, top + spread)
 
 
 def _running_mean(values: list[float]) -> list[float]:

@@ -268,7 +268,7 @@ class ImageGenerationMixin(CodeLoopMixin):
         self._check_prompts(input_ids, attention_mask, images, height * width)
         num_return_sequences = _setting("num_return_sequences", num_return_sequences, generation_config)
         num_return_sequences = 1 if num_return_sequences is None else num_return_sequences
-        sampling = self._image_sampling(generation_config, sampling)
+        sampling = self.image_sampling(generation_config, **sampling)
         guidance_scale = float(sampling.pop("guidance_scale"))
         self._check_start(input_ids, len(input_ids) * num_return_sequences, generator)
         self._check_speed(jacobi_window, compile_config, logits_processor)
@@ -286,8 +286,9 @@ class ImageGenerationMixin(CodeLoopMixin):
             compile_config,
         )
 
-    def _image_sampling(self, generation_config: GenerationConfig | None, given: dict) -> dict:
-        """The values of `IMAGE_SAMPLING` for a call: those given, or else of the configuration, or else the defaults.
+    def image_sampling(self, generation_config: GenerationConfig | None = None, **given) -> dict[str, Any]:
+        """How a call samples images: the values given, or else of the configuration (by default the model's own, where
+        that is for images), or else of `IMAGE_SAMPLING`.
 
         Raises:
             ValueError: An option is unknown or out of range.
