@@ -37,7 +37,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 from ett.modeling_ett.modeling_ibq import IBQModel
 from ett.processing_ett import ETTImageProcessor
-from ett.processing_ett.image_processing_ett import load_image
+from ett.processing_ett.image_reading_ett import load_image
 from ett.train import ETTCollator, ETTTrainer, ETTTrainingArguments, library_versions, load_recipe, train_only
 
 WARM_UP_STEPS = 2

@@ -12,13 +12,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from ett.processing_ett.image_processing_ett import (
-    LONGEST_REASON,
-    ImageError,
-    find_same_name,
-    load_image,
-    read_image_size,
-)
+from ett.processing_ett.image_processing_ett import LONGEST_REASON
+from ett.processing_ett.image_reading_ett import ImageError, find_same_name, load_image, read_image_size
 
 from .local_files import TABLE_FORMATS, LocalFiles, find_local_files, list_files, match_files, read_captions
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from ett.common_ett.files import replacing
-from ett.processing_ett.image_processing_ett import find_same_name
+from ett.processing_ett.image_reading_ett import find_same_name
 
 from .filters import Columns, Row, build_filter
 from .image_rows import image_cells

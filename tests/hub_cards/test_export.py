@@ -303,6 +303,7 @@ def test_the_models_own_files_are_copied_as_they_are(models, exported):
         assert not (exported / name / "training").exists() and not (exported / name / "training_args.bin").exists()
     assert {path.name for path in (exported / "tokenizer").glob("*.py")} == {
         "image_processing_ett.py",
+        "image_reading_ett.py",
         "modeling_ibq.py",
         "loading_ett.py",
         "quantizer_ibq.py",

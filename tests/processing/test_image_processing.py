@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ett.processing_ett import ETTImageProcessor, ImageError, image_processing_ett, load_image
-from ett.processing_ett.image_processing_ett import read_image_size
+from ett.processing_ett import ETTImageProcessor, ImageError, image_reading_ett, load_image
+from ett.processing_ett.image_reading_ett import read_image_size
 
 RED = (255, 0, 0)
 
@@ -540,15 +540,15 @@ def test_a_url_that_announces_more_than_an_image_may_have(serve):
 
 
 def test_a_url_that_sends_more_than_an_image_may_have(serve, monkeypatch):
-    monkeypatch.setattr(image_processing_ett, "MAX_URL_BYTES", 1000)
+    monkeypatch.setattr(image_reading_ett, "MAX_URL_BYTES", 1000)
     url = serve(lambda handler: (handler.send(b"x" * 1001), handler.hold()))
     with pytest.raises(ImageError, match=refusal(url, "it has more than 1000 bytes")):
         load_image(url)
 
 
 def test_a_url_that_never_answers(serve, monkeypatch):
-    assert 0 < image_processing_ett.URL_SECONDS <= 20
-    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.2)
+    assert 0 < image_reading_ett.URL_SECONDS <= 20
+    monkeypatch.setattr(image_reading_ett, "URL_SECONDS", 0.2)
     url = serve(lambda handler: handler.hold())
     start = time.monotonic()
     with pytest.raises(ImageError, match=refusal(url, "timed out")):
@@ -557,7 +557,7 @@ def test_a_url_that_never_answers(serve, monkeypatch):
 
 
 def test_a_url_that_sends_byte_after_byte(serve, monkeypatch):
-    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.3)
+    monkeypatch.setattr(image_reading_ett, "URL_SECONDS", 0.3)
 
     def drip(handler):
         handler.send()

@@ -66,7 +66,7 @@ def test_data_urls_and_base64_stand_for_images_beside_names_of_files(folder, sev
 
 def test_a_url_in_a_column_is_fetched(folder, monkeypatch):
     monkeypatch.setattr(
-        "ett.processing_ett.image_processing_ett._fetch", lambda url: png(5) if url.endswith("/5") else b""
+        "ett.processing_ett.image_reading_ett._fetch", lambda url: png(5) if url.endswith("/5") else b""
     )
     (folder / "rows.jsonl").write_text(json.dumps({"image": "https://example.com/5"}))
     rows = load_rows(str(folder / "rows.jsonl"), None, "image", ("image",), "--image-column")

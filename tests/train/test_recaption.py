@@ -180,7 +180,7 @@ def test_images_that_are_files_named_by_the_data_come_into_the_output(ett_model,
 
 def test_images_by_url_come_into_the_output(ett_model, source, tmp_path, monkeypatch):
     content = (Path(source) / "1.png").read_bytes()
-    monkeypatch.setattr("ett.processing_ett.image_processing_ett._fetch", lambda url: content)
+    monkeypatch.setattr("ett.processing_ett.image_reading_ett._fetch", lambda url: content)
     (Path(source) / "rows.json").write_text('{"image": "https://example.com/1.png"}')
     path = str(Path(source) / "rows.json")
     recaption(path, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)

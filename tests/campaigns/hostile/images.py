@@ -17,7 +17,7 @@ from PIL import Image
 
 from ett.inference import captions
 from ett.processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
-from ett.processing_ett.image_processing_ett import read_image_size
+from ett.processing_ett.image_reading_ett import read_image_size
 from ett.train import load_recipe
 from ett.train.examples import build_examples
 from ett.train.run import prepare_examples
