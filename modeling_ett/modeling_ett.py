@@ -174,7 +174,6 @@ class ETTModel(ETTPreTrainedModel):
     """Tokenizer, projector and language model without heads. With `visual_embedding="index"` an embedding of the codes
     stands in the projector's place."""
 
-    # Engines load a whole model through this class and drop what matches: a head of its own must not.
     _keys_to_ignore_on_load_unexpected = [r"^visual_head\."]
 
     def __init__(self, config: ETTConfig):
@@ -223,6 +222,14 @@ class ETTModel(ETTPreTrainedModel):
             return super()._apply(fn, recurse)
         finally:
             self._modules["vision_tokenizer"] = tokenizer
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        # A rule among those above would do, but engines, which load a whole model through this class, would take it for
+        # leave to drop the head.
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        loading_info.unexpected_keys = {
+            name for name in loading_info.unexpected_keys if not name.startswith("lm_head.")
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
