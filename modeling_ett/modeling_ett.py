@@ -224,8 +224,7 @@ class ETTModel(ETTPreTrainedModel):
             self._modules["vision_tokenizer"] = tokenizer
 
     def _adjust_missing_and_unexpected_keys(self, loading_info):
-        # A rule among those above would do, but engines, which load a whole model through this class, would take it for
-        # leave to drop the head.
+        # Engines load a whole model through this class and drop what the rules above match: the head must not.
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.unexpected_keys = {
             name for name in loading_info.unexpected_keys if not name.startswith("lm_head.")
