@@ -23,8 +23,8 @@ demo: $(STAMP)  ## Train every stage at miniature scale, evaluate, write report/
 study: $(STAMP)  ## Run the ablations of the paper at miniature scale, some 9 hours of two cores (ARGS="--quick" for minutes)
 	$(KEEP_MEMORY) $(BIN)/ett study $(ARGS)
 
-test: $(STAMP)  ## Run all tests (ARGS="tests/train -k resume" for some)
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP)  ## Run all tests, one file to a core at a time (ARGS="tests/train -k resume" for some)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
 fuzz: $(STAMP)  ## Give 1,000 hostile inputs to every door, some 7 minutes (ARGS="--only recipes --count 100" for some)
 	$(BIN)/python -m tests.campaigns.fuzz $(ARGS)

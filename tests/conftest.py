@@ -1,4 +1,4 @@
-"""Settings and tiny fixtures shared by every test: nothing is downloaded, and a few threads are enough."""
+"""Settings and tiny fixtures shared by every test: nothing is downloaded, and one thread is enough."""
 
 import os
 
@@ -6,7 +6,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# `make test` runs a process on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
