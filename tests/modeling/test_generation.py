@@ -457,7 +457,7 @@ def test_a_model_for_images_that_is_asked_to_answer_warns_and_answers_as_if_it_w
         ({"guidance_scale": math.nan}, "guidance_scale nan"),
         ({"num_return_sequences": 0}, "There is no image to generate"),
         ({"jacobi_window": 0}, "jacobi_window is 0; expected at least 1"),
-        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 images"),
+        pytest.param({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 images", id="generators"),
     ],
     ids=str,
 )
