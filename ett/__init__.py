@@ -1,22 +1,23 @@
-"""ETT, end-to-end vision tokenizer tuning: the front door.
+"""ETT, end-to-end vision tokenizer tuning: public names and registration.
 
-    import ett                                     # AutoModel, AutoProcessor and pipeline now know ETT's folders
-    from ett import ETTForConditionalGeneration    # or take a class by name
+    import ett                                     # AutoModel, AutoProcessor and pipeline now load ETT models
+    from ett import ETTForConditionalGeneration    # or import a class by name
 
-All rooms are packages in this one (`ett.modeling_ett`, `ett.processing_ett`, `ett.train`, `ett.hub_cards` and others),
-and importing any of them registers ETT. What only training and publishing need is loaded when it is first used.
+All packages of the repository are subpackages of `ett`: `ett.modeling_ett`, `ett.processing_ett`, `ett.train`,
+`ett.hub_cards` and others. The import of any of them registers ETT. Code for training and publishing is imported at
+first use.
 """
 
 import importlib
 import logging
 import os
 
-# In a checkout the rooms stand beside this folder; in an installed package, inside it.
+# In a checkout the subpackages are next to this folder; in an installed package they are inside it.
 _checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isdir(os.path.join(_checkout, "modeling_ett")):
     __path__.append(_checkout)
 
-# Where bitsandbytes is installed, other libraries import it, and it remarks on kernels that nobody asked for.
+# Other libraries import bitsandbytes if it is installed, and it then warns about kernels that ETT does not use.
 _logger = logging.getLogger("bitsandbytes")
 _level = _logger.level
 _logger.setLevel(logging.ERROR)

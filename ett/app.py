@@ -1,4 +1,4 @@
-"""The `ett` command's frame: a command's errors are one sentence, its libraries are quiet."""
+"""Frame of the `ett` command line: registration of commands, errors as one sentence, quiet libraries."""
 
 import functools
 import os
@@ -13,26 +13,28 @@ from huggingface_hub.utils import disable_progress_bars
 from . import __version__
 
 app = typer.Typer(
-    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe images, draw them.",
+    help="ETT, end-to-end vision tokenizer tuning: train every stage, describe and generate images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    # Rich cuts long names of options off in narrow terminals.
+    # Rich truncates long option names in narrow terminals.
     rich_markup_mode=None,
 )
 
-Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run stopped.")]
+Resume = Annotated[bool, typer.Option(help="Continue an interrupted run.")]
 
 _EXPECTED = (ValueError, OSError, ImportError)
 _options = {"debug": False}
 
 
 def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Callable], Callable]:
-    """Registers a command, of `ett` or of a group in it, whose errors are one sentence on stderr; the traceback is for
-    `ett --debug`.
+    """Register a function as a command that prints its errors as one sentence on stderr.
+
+    `ett --debug` prints the traceback instead.
 
     Args:
-        resumable (`bool`): Whether the same command again goes on where it was interrupted.
+        group (`typer.Typer`, defaults to `app`): The group of the command.
+        resumable (`bool`, defaults to `False`): Whether the same command continues an interrupted run.
     """
 
     def register(function: Callable) -> Callable:
@@ -41,7 +43,7 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
             try:
                 return function(*args, **kwargs)
             except KeyboardInterrupt:
-                again = " Run the same command again to go on." if resumable else ""
+                again = " Run the same command again to continue." if resumable else ""
                 typer.echo(f"Interrupted.{again}", err=True)
                 raise typer.Exit(130) from None
             except Exception as error:
@@ -49,7 +51,7 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
                     raise
                 sentence = " ".join(_message(error).split()) or type(error).__name__
                 if not isinstance(error, _EXPECTED):
-                    sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows where)"
+                    sentence = f"Unexpected {type(error).__name__}: {sentence} (`ett --debug ...` shows the traceback)"
                 typer.echo(f"ett: {sentence}", err=True)
                 raise typer.Exit(1) from None
 
@@ -59,7 +61,7 @@ def command(group: typer.Typer = app, resumable: bool = False) -> Callable[[Call
 
 
 def _message(error: Exception) -> str:
-    """What an error says. That of a data loader's worker ends with what it says, behind the worker's traceback."""
+    """Message of an error. A data loader's worker puts its traceback before the message; this drops the traceback."""
     text = str(error)
     if text.startswith("Caught ") and "\nOriginal Traceback" in text:
         return text.rpartition(f"{type(error).__name__}: ")[2]
@@ -86,8 +88,10 @@ def _main(
 
 
 def _be_quiet(downloads: bool):
-    """Keeps warnings and bars of libraries from standing between a user and an answer, here and in processes that this
-    one starts. Variables that the user has set stay."""
+    """Silence warnings and progress bars of libraries in this process and its child processes.
+
+    Environment variables that the user has set do not change.
+    """
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         transformers.logging.set_verbosity_error()
@@ -97,7 +101,7 @@ def _be_quiet(downloads: bool):
         diffusers.logging.set_verbosity_error()
         diffusers.logging.disable_progress_bar()
     if downloads:
-        # Read by datasets when it is imported, later than this.
+        # datasets reads this variable at its import, which comes later.
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

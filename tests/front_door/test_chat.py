@@ -71,7 +71,7 @@ def test_a_question_that_cannot_be_asked_changes_nothing(conversation, image):
 
 def test_a_conversation_beyond_the_context_is_an_error(conversation, monkeypatch):
     monkeypatch.setattr(conversation.model.config.text_config, "max_position_embeddings", 4)
-    with pytest.raises(ValueError, match=r"tokens, but the model's context ends at 4; begin a new one with /new"):
+    with pytest.raises(ValueError, match=r"the model's context ends at 4; start a new conversation with /new"):
         conversation.ask("what color is the circle ?")
 
 
@@ -104,9 +104,9 @@ def test_drawings_go_into_new_files(terminal, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/paint a circle", "There is no command /paint; /help shows those there are."),
-        ("/image", "/image needs a path behind it."),
-        ("/draw", "/draw needs a prompt behind it."),
+        ("/paint a circle", "/paint is not a command; /help lists all commands."),
+        ("/image", "/image needs a path after it."),
+        ("/draw", "/draw needs a prompt after it."),
         ("a zebra", "The word 'zebra' is beyond this model's vocabulary"),
         ("/image missing.png", "missing.png"),
         ("/image http://127.0.0.1:0/scene.png", "'http://127.0.0.1:0/scene.png' cannot be fetched"),

@@ -226,14 +226,14 @@ def test_evaluate_reconstruction_compares_two_models_in_a_figure(run, photograph
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--output", "photos"], ["photos", "not named like a JSON file"]),
+        (["--output", "photos"], ["photos", "no .json suffix"]),
         (["--output", "missing/result.json"], ["no folder missing"]),
         (["--dataset", "absent"], ["'absent' could not be read"]),
         (["--dataset", "empty"], ["'empty' is empty"]),
         (["--image-column", "photo"], ["no column 'photo'", "'image'", "--image-column"]),
         (["--split", "test"], ["'photos' could not be read", "test"]),
         (["--image-size", "34"], ["34 x 34", "multiples of 4", "--image-size"]),
-        (["--model", "photos"], ["photos is not a model's folder"]),
+        (["--model", "photos"], ["photos is not a model folder"]),
         (["--compare", "ett-tokenizer", "ett-tokenizer"], ["Both models", "ett-tokenizer"]),
         (["--compare", "ett-tokenizer", "ett-chat", "--output", "result.json"], ["result.json", "suffix"]),
         (["--compare", "ett-tokenizer", "ett-chat", "--output", "figure.bmp"], ["figure.bmp", ".png, .pdf"]),
@@ -267,7 +267,7 @@ def test_inspect_tokenizer_measures_with_what_stage_2_would_set_and_writes_it_do
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--json", "path.txt"], ["path.txt", "not named like a JSON file"]),
+        (["--json", "path.txt"], ["path.txt", "no .json suffix"]),
         (["--dataset", "absent"], ["'absent' could not be read"]),
         (["--image-size", "34"], ["34 x 34", "multiples of 4", "--image-size"]),
         (["--logit-scale", "0"], ["logit_scale is 0.0; expected a number above 0"]),
@@ -288,7 +288,7 @@ def test_evaluate_reconstruction_refuses_numbers_below_one(run, photographs, opt
 def test_an_interrupted_evaluation_says_how_to_go_on(run, fake):
     fake("evaluation", evaluate_reconstruction=raiser(KeyboardInterrupt()))
     result = run("evaluate", "reconstruction", "--dataset", "photos")
-    assert result.stderr == "Interrupted. Run the same command again to go on.\n"
+    assert result.stderr == "Interrupted. Run the same command again to continue.\n"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,9 @@ def trained_to_draw(models, tmp_path):
 def test_drawing_model_asked_to_answer(run, no_weights, trained_to_draw, image, command):
     arguments = {"caption": [image], "ask": [image, "what is the circle?"], "chat": []}[command]
     result = run(command, *arguments, "--model", trained_to_draw)
-    assert_one_sentence(result, "trained was trained to draw and not to answer", "name a chat model such as ett-chat")
+    assert_one_sentence(
+        result, "trained was trained to generate images, not to answer; name a chat model such as ett-chat"
+    )
 
 
 def test_drawing_model_draws_and_reconstructs_whatever_it_was_trained_for(run, trained_to_draw, image):
@@ -471,7 +473,7 @@ def test_an_interruption_is_said_and_has_its_own_exit_code(run, fake):
     fake("miniature_ett", run_demo=raiser(KeyboardInterrupt()))
     result = run("demo")
     assert result.exit_code == 130
-    assert result.stderr == "Interrupted. Run the same command again to go on.\n"
+    assert result.stderr == "Interrupted. Run the same command again to continue.\n"
 
 
 def test_train_runs_the_recipe_and_writes_the_card_from_its_record(run, fake):

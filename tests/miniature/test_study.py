@@ -374,8 +374,7 @@ def test_the_command_says_what_is_there_and_fails_where_cells_failed(tmp_path, i
     result = invoke(*arguments)
     assert result.exit_code == 1 and "Cells: 1 failed." in result.stdout
     assert (
-        result.stderr
-        == f"ett: Some cells failed; {tmp_path}/study.log says where. The same command tries them again.\n"
+        result.stderr == f"ett: Some cells failed; see {tmp_path}/study.log and run the same command again to retry.\n"
     )
     monkeypatch.setattr(study, "train_stage", fake_stage)
     result = invoke(*arguments)
