@@ -5,7 +5,7 @@ Qwen2.5-1.5B, without its vocabulary) is one module that both hold. The bound is
 read once a step, at the rate at which this machine multiplies a large float32 matrix by a vector.
 
 With --drawing-model, the speed of a trained model follows, for windows of speculative Jacobi decoding: how often its
-guesses are right depends on the model and its pictures, and with random weights they hardly are.
+guesses are right depends on the model and its images, and with random weights they hardly are.
 
     python benchmarks/generation.py --codes 24 --turns 3
     python benchmarks/generation.py --drawing-model ett-gen --windows 1 2 4 8
@@ -17,10 +17,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,9 +34,7 @@ from transformers import (
 )
 
 from ett import ETTForConditionalGeneration, ETTProcessor, IBQModel
-from modeling_ett import generation_ett
-from modeling_ett.thin_products import ThinProducts
-from train import library_versions
+from ett.train import library_versions
 
 CODES, WIDTH, VOCABULARY, PROMPT = 16384, 1536, 1024, 32
 PAD, BEGIN, IMAGE_START = 0, 1, 2
@@ -165,16 +161,8 @@ def shares(model: ETTForConditionalGeneration, codes: int) -> dict[str, float]:
     return {name: events[name] / total for name in largest}
 
 
-def describe_ways() -> dict[str, str]:
-    """The way that products of each size took, by `rows x out x in`."""
-    return {
-        f"{key[0]} x {key[1]} x {key[2]}, {str(key[3]).removeprefix('torch.')}": way.__name__
-        for key, way in sorted(ThinProducts.fastest.items(), key=str)
-    }
-
-
-def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: int) -> list[dict[str, float]]:
-    """Sampled pictures of a trained model, one after the other: codes a second, and codes a forward pass."""
+def measure_windows(folder: str, windows: list[int], num_images: int, turns: int) -> list[dict[str, float]]:
+    """Sampled images of a trained model, one after the other: codes a second, and codes a forward pass."""
     model = ETTForConditionalGeneration.from_pretrained(folder).eval()
     processor = ETTProcessor.from_pretrained(folder)
     inputs = processor(text="a red circle and a blue square", generation_mode="image")
@@ -189,7 +177,7 @@ def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: i
                 jacobi_window=window,
                 generator=torch.Generator().manual_seed(seed),
             )
-            for seed in range(num_pictures)
+            for seed in range(num_images)
         ]
 
     rows = {window: {"window": window, "seconds": []} for window in windows}
@@ -201,7 +189,7 @@ def measure_windows(folder: str, windows: list[int], num_pictures: int, turns: i
             drawn = torch.stack(draw(window))
             row["seconds"].append(time.perf_counter() - start)
             row["codes_per_pass"] = drawn.numel() / len(passes)
-            row["same_pictures"] = torch.equal(drawn, expected)
+            row["same_images"] = torch.equal(drawn, expected)
     for row in rows.values():
         row["codes_per_second"] = expected.numel() / statistics.median(row.pop("seconds"))
     return list(rows.values())
@@ -214,20 +202,20 @@ def main():
     parser.add_argument("--codes", type=int, default=24, help="codes of each drawing")
     parser.add_argument("--turns", type=int, default=3, help="turns of both")
     parser.add_argument("--layers", type=int, default=28, help="layers of the language model")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="pictures at once")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4], help="images at once")
     parser.add_argument("--drawing-model", help="folder of a trained model, to measure Jacobi decoding")
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 2, 4, 8], help="windows of Jacobi decoding")
-    parser.add_argument("--pictures", type=int, default=8, help="pictures that the trained model draws")
+    parser.add_argument("--images", type=int, default=8, help="images that the trained model draws")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "generation.json", help="JSON file"
     )
     options = parser.parse_args()
-    if min(options.codes, options.turns, options.layers, options.pictures, *options.batch_sizes, *options.windows) < 1:
+    if min(options.codes, options.turns, options.layers, options.images, *options.batch_sizes, *options.windows) < 1:
         parser.error("all numbers must be at least 1")
     ours, janus = build_models(options.layers)
     results: dict[str, Any] = {"rows": []}
-    print(f"Codes a second of all pictures together, on the CPU, {torch.get_num_threads()} threads, medians")
-    print(f"{'precision':<11}{'pictures':>9}{'ours':>8}{'Janus':>8}{'times':>7}{'of the bound':>14}{'Janus':>7}")
+    print(f"Codes a second of all images together, on the CPU, {torch.get_num_threads()} threads, medians")
+    print(f"{'precision':<11}{'images':>9}{'ours':>8}{'Janus':>8}{'times':>7}{'of the bound':>14}{'Janus':>7}")
     for dtype in (torch.float32, torch.bfloat16):
         ours.to(dtype), janus.to(dtype)
         bound = bandwidth() / step_bytes(ours)
@@ -255,21 +243,13 @@ def main():
             )
         results[f"shares_{results['rows'][-1]['dtype']}"] = where = shares(ours, options.codes)
         print("  where ours goes: " + ", ".join(f"{name} {share:.0%}" for name, share in where.items()), flush=True)
-        if dtype == torch.float32:
-            drawn = draw_ours(ours, 1, options.codes)
-            with mock.patch.object(generation_ett, "thin_products", lambda *_: nullcontext()):
-                results["same_codes"] = torch.equal(draw_ours(ours, 1, options.codes), drawn)
-            print(f"  same codes with the usual products: {results['same_codes']}", flush=True)
-    results["ways"] = describe_ways()
-    for size, way in results["ways"].items():
-        print(f"  {size}: {way}")
     if options.drawing_model:
-        results["windows"] = measure_windows(options.drawing_model, options.windows, options.pictures, options.turns)
-        print(f"{'window':<11}{'codes a second':>17}{'codes a pass':>14}{'same pictures':>15}")
+        results["windows"] = measure_windows(options.drawing_model, options.windows, options.images, options.turns)
+        print(f"{'window':<11}{'codes a second':>17}{'codes a pass':>14}{'same images':>15}")
         for row in results["windows"]:
             print(
                 f"{row['window']:<11}{row['codes_per_second']:>17.1f}{row['codes_per_pass']:>14.2f}"
-                f"{row['same_pictures']!s:>15}"
+                f"{row['same_images']!s:>15}"
             )
     results |= {**vars(options), "output": str(options.output), "versions": library_versions()}
     options.output.parent.mkdir(parents=True, exist_ok=True)

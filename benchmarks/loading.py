@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import ett
-from hub_cards import export_folder
-from processing_ett import build_word_tokenizer
-from train import library_versions
+from ett.hub_cards import export_folder
+from ett.processing_ett import build_word_tokenizer
+from ett.train import library_versions
 
 START = """
 import sys, time

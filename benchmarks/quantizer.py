@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer
 
 DIM = 256
 OURS_PRODUCTS = 5

@@ -4,7 +4,7 @@
   the loss, and the optimizer's step with its clipping.
 - Stage 2, against the sum of its parts timed alone: encoder, quantizer, decoder, LPIPS, discriminator, language model
   with projector, optimizer.
-- Stages 1 and 3 from pictures, against the same from codes: reading JPEGs and encoding with a tokenizer of the paper's
+- Stages 1 and 3 from images, against the same from codes: reading JPEGs and encoding with a tokenizer of the paper's
   size.
 
 Every repeat times a whole step of the real trainer and, right after it, its parts, so what else the machine does falls
@@ -34,11 +34,11 @@ from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
-from processing_ett.image_processing_ett import load_image
-from train import ETTCollator, ETTTrainer, ETTTrainingArguments, library_versions, load_recipe, train_only
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
+from ett.processing_ett.image_reading_ett import load_image
+from ett.train import ETTCollator, ETTTrainer, ETTTrainingArguments, library_versions, load_recipe, train_only
 
 WARM_UP_STEPS = 2
 VOCABULARY, IMAGE, IMAGE_START, IMAGE_END = 8192, 1, 2, 3
@@ -103,7 +103,7 @@ class Clock(TrainerCallback):
 
 
 def build_model() -> ETTForConditionalGeneration:
-    """A language model of 25M parameters beside its embeddings, and a tokenizer of 64 codes a picture."""
+    """A language model of 25M parameters beside its embeddings, and a tokenizer of 64 codes an image."""
     torch.manual_seed(0)
     language_model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -136,16 +136,16 @@ def build_model() -> ETTForConditionalGeneration:
     )
 
 
-def make_items(count: int, num_codes: int, is_drawing: bool, has_codes: bool) -> list[dict[str, Any]]:
-    """Prepared examples of a picture and `WORDS` words, in the order of the stage."""
+def make_items(count: int, num_codes: int, predicts_codes: bool, has_codes: bool) -> list[dict[str, Any]]:
+    """Prepared examples of an image and `WORDS` words, in the order of the stage."""
     generator = torch.Generator().manual_seed(0)
     items = []
     for _ in range(count):
         words = torch.randint(4, VOCABULARY, (WORDS,), generator=generator).tolist()
-        picture = [IMAGE_START, *[IMAGE] * num_codes, IMAGE_END]
-        ignored = [-100] * len(picture)
-        item = {"input_ids": words + picture if is_drawing else picture + words}
-        item["labels"] = [-100] * len(words) + ignored if is_drawing else ignored + words
+        image = [IMAGE_START, *[IMAGE] * num_codes, IMAGE_END]
+        ignored = [-100] * len(image)
+        item = {"input_ids": words + image if predicts_codes else image + words}
+        item["labels"] = [-100] * len(words) + ignored if predicts_codes else ignored + words
         if has_codes:
             side = int(num_codes**0.5)
             item["image_codes"] = torch.randint(0, VOCABULARY, (1, side, side), generator=generator)
@@ -160,7 +160,7 @@ def build_trainer(recipe_name: str, batch_size: int, repeats: int, folder: str, 
     recipe = load_recipe(recipe_name)
     model = build_model()
     train_only(model, recipe.train)
-    is_drawing = recipe.task == "drawing"
+    predicts_codes = recipe.task == "drawing"
     num_codes = (SIDE // model.model.vision_tokenizer.spatial_factor) ** 2
     training = {
         name: value
@@ -182,8 +182,8 @@ def build_trainer(recipe_name: str, batch_size: int, repeats: int, folder: str, 
     trainer = ETTTrainer(
         model=model,
         args=ETTTrainingArguments(output_dir=folder, **training),
-        train_dataset=make_items(4 * batch_size, num_codes, is_drawing, has_codes),
-        data_collator=ETTCollator(is_drawing=is_drawing),
+        train_dataset=make_items(4 * batch_size, num_codes, predicts_codes, has_codes),
+        data_collator=ETTCollator(predicts_codes=predicts_codes),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -198,14 +198,14 @@ def language_part(trainer: ETTTrainer, with_projector: bool) -> Callable[[], Any
     placeholders = batch["input_ids"] == IMAGE
     codes = torch.zeros(1, 1, int(placeholders.sum()), dtype=torch.long, device=embeddings.device)
     with torch.no_grad():
-        pictures = model.model.vision_tokenizer.codes_to_embeddings(codes)[0, :, 0].T.contiguous()
+        images = model.model.vision_tokenizer.codes_to_embeddings(codes)[0, :, 0].T.contiguous()
 
     def run():
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             inputs = embeddings.detach().requires_grad_()
             if with_projector:
-                places = torch.arange(len(pictures), device=pictures.device)
-                projected = model.model.projector(pictures.detach().requires_grad_(), places, len(places))
+                places = torch.arange(len(images), device=images.device)
+                projected = model.model.projector(images.detach().requires_grad_(), places, len(places))
                 inputs = inputs.masked_scatter(placeholders[..., None], projected.to(inputs.dtype))
             hidden = model.model.language_model(
                 inputs_embeds=inputs, attention_mask=batch["attention_mask"], use_cache=False
@@ -286,8 +286,8 @@ def measure(recipe_name: str, batch_size: int, repeats: int) -> dict[str, float]
     return clock.medians()
 
 
-def picture_costs(repeats: int) -> dict[str, float]:
-    """Median seconds for one picture that codes save: reading a JPEG of 640 x 480 at 256 x 256, and encoding it with a
+def image_costs(repeats: int) -> dict[str, float]:
+    """Median seconds for one image that codes save: reading a JPEG of 640 x 480 at 256 x 256, and encoding it with a
     tokenizer of the paper's size."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -320,7 +320,7 @@ def main():
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=10, help="timed steps")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="images a step")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results" / "training.json", help="JSON file"
     )
@@ -328,7 +328,7 @@ def main():
     if options.repeats < 1 or options.batch_size < 1:
         parser.error("--repeats and --batch-size must be at least 1")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    print(f"Steps of {options.batch_size} pictures on {device}, medians of {options.repeats}, in seconds")
+    print(f"Steps of {options.batch_size} images on {device}, medians of {options.repeats}, in seconds")
     print(f"{'stage':<18}{'step':>9}{'parts':>9}{'beyond':>9}   each part alone")
     results: dict[str, Any] = {"stages": {}, "ratios": {}}
     for name in (*STAGES, "stage2_semantic"):
@@ -336,8 +336,8 @@ def main():
         line, results["ratios"][name] = describe(name, seconds)
         results["stages"][name] = seconds
         print(line, flush=True)
-    results["picture"] = costs = picture_costs(options.repeats)
-    print("What codes save for each picture of 256 x 256, tokenizer of the paper's size:")
+    results["image"] = costs = image_costs(options.repeats)
+    print("What codes save for each image of 256 x 256, tokenizer of the paper's size:")
     for name, value in costs.items():
         print(f"{name:<18}{value:>9.3f}")
     results |= {

@@ -1,18 +1,33 @@
-"""ETT, end-to-end vision tokenizer tuning: the front door.
+"""ETT, end-to-end vision tokenizer tuning: public names and registration.
 
-    import ett                                     # AutoModel, AutoProcessor and pipeline now know ETT's folders
-    from ett import ETTForConditionalGeneration    # or take a class by name
+    import ett                                     # AutoModel, AutoProcessor and pipeline now load ETT models
+    from ett import ETTForConditionalGeneration    # or import a class by name
 
-Importing this package loads neither torch nor transformers: a name is loaded when it is first used, and registration
-with transformers waits for transformers (see `ett.registration`).
+All packages of the repository are subpackages of `ett`: `ett.modeling_ett`, `ett.processing_ett`, `ett.train`,
+`ett.hub_cards` and others. The import of any of them registers ETT. Code for training and publishing is imported at
+first use.
 """
 
-from . import registration
-from .rooms import room
+import importlib
+import logging
+import os
+
+# In a checkout the subpackages are next to this folder; in an installed package they are inside it.
+_checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.isdir(os.path.join(_checkout, "modeling_ett")):
+    __path__.append(_checkout)
+
+# Other libraries import bitsandbytes if it is installed, and it then warns about kernels that ETT does not use.
+_logger = logging.getLogger("bitsandbytes")
+_level = _logger.level
+_logger.setLevel(logging.ERROR)
+from .registration import register
+
+_logger.setLevel(_level)
 
 __version__ = "0.1.0"
 
-_ROOM_OF = {
+_MODULE_OF = {
     "IBQModel": "modeling_ett.modeling_ibq",
     "ETTConfig": "modeling_ett.configuration_ett",
     "ETTModel": "modeling_ett.modeling_ett",
@@ -30,16 +45,13 @@ _ROOM_OF = {
     "push_folder": "hub_cards",
 }
 
-__all__ = list(_ROOM_OF)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str):
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = room(_ROOM_OF[name])
-    if module.__name__.startswith(("modeling_ett", "processing_ett")):
-        registration.register()
-    value = globals()[name] = getattr(module, name)
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
     return value
 
 
@@ -47,4 +59,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-registration.prepare()
+register()

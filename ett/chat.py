@@ -1,30 +1,30 @@
-"""`ett chat`: a conversation in the terminal, with pictures, streamed answers and drawings."""
+"""`ett chat`: a conversation in the terminal, with images, streamed answers and image generation."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 import typer
+from PIL import Image
 from transformers import TextStreamer
 
 from .inference import IMAGE_SUFFIXES, load_ett, save_image
-from .rooms import room
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .processing_ett import load_image
+from .processing_ett.text_to_image_pipeline_ett import ETTTextToImagePipeline
 
 HELP = """\
-Write a message; the path of an image file in it shows the picture to the model.
-  /image PATH   show a picture with the next message (a path with spaces, or a URL)
-  /draw PROMPT  draw a picture
-  /new          begin a new conversation
-  /help         show this
-  /quit         leave, as Ctrl-D does; Ctrl-C stops an answer"""
+Write a message. To show an image to the model, put the path of its file into the message.
+  /image PATH   show an image with the next message (a path with spaces, or a URL)
+  /draw PROMPT  generate an image
+  /new          start a new conversation
+  /help         show this help
+  /quit         exit, like Ctrl-D; Ctrl-C stops an answer"""
 
 
 class _Pieces(TextStreamer):
-    """Hands on the pieces of an answer as they come."""
+    """Streamer that passes each piece of an answer to `write` and collects the whole answer in `written`."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -37,11 +37,12 @@ class _Pieces(TextStreamer):
 
 
 class Conversation:
-    """Turns and pictures of a chat, all of which the model sees again with each question.
+    """Turns and images of a chat. The model sees all of them again with each question.
 
     Args:
-        model (`ETTForConditionalGeneration`), processor (`ETTProcessor`): As `load_ett` gives them.
-        max_new_tokens (`int`): Longest answer.
+        model (`ETTForConditionalGeneration`): Chat model, as returned by `load_ett`.
+        processor (`ETTProcessor`): Its processor, as returned by `load_ett`.
+        max_new_tokens (`int`, defaults to 256): Maximum length of an answer, in tokens.
     """
 
     def __init__(self, model: Any, processor: Any, max_new_tokens: int = 256):
@@ -49,40 +50,46 @@ class Conversation:
         self.begin_anew()
 
     def begin_anew(self):
-        """Forgets everything."""
+        """Delete all turns and images."""
         self.messages: list[dict[str, Any]] = []
-        self.pictures: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         self.shown: list[Image.Image] = []
 
     def show(self, image: str):
-        """Adds a picture, a path or a URL, to the next question.
+        """Add an image, given as a path or URL, to the next question.
 
         Raises:
-            ImageError: It cannot be used.
+            ImageError: If the image cannot be read.
         """
-        self.shown.append(room("processing_ett").load_image(image))
+        self.shown.append(load_image(image))
 
     def ask(self, text: str, write: Callable[[str], None] = lambda piece: None) -> str:
-        """Answers, and remembers question and answer. Interrupted (`KeyboardInterrupt`), the answer is what there is.
+        """Answer a question and add both to the conversation.
+
+        A `KeyboardInterrupt` ends the answer early; the conversation keeps the part so far.
 
         Args:
-            write: Takes the answer piece by piece.
+            text (`str`): The question.
+            write (`Callable[[str], None]`, *optional*): Receives the answer piece by piece.
+
+        Returns:
+            `str`: The whole answer.
 
         Raises:
-            ValueError: The conversation does not fit the model's context, or has words beyond its vocabulary. It is
-                then as it was before.
+            ValueError: If the conversation exceeds the model's context, or contains words outside its vocabulary. The
+                conversation then stays unchanged.
         """
         content = [{"type": "image"}] * len(self.shown) + [{"type": "text", "text": text}]
         messages = [*self.messages, {"role": "user", "content": content}]
-        pictures = [*self.pictures, *self.shown]
+        images = [*self.images, *self.shown]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = self.processor(images=[pictures], text=[prompt]).to(self.model.device)
+        inputs = self.processor(images=[images], text=[prompt]).to(self.model.device)
         length = inputs["input_ids"].shape[1]
         context = getattr(self.model.config.text_config, "max_position_embeddings", math.inf)
         if length >= context:
             raise ValueError(
                 f"With this question the conversation has {length} tokens, but the model's context ends at {context}; "
-                "begin a new one with /new."
+                "start a new conversation with /new."
             )
         pieces = _Pieces(self.processor.tokenizer, write)
         try:
@@ -96,18 +103,18 @@ class Conversation:
             pass
         answer = pieces.written.strip()
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.pictures, self.shown = pictures, []
+        self.images, self.shown = images, []
         return answer
 
 
 class Terminal:
-    """Reads lines, carries them out, and says in a sentence what went wrong.
+    """Read lines, run them as messages or commands, and print each error as one sentence.
 
     Args:
-        conversation: With the chat model.
-        drawing_model (`str`): Folder or Hub name of the model that draws, loaded when it is first needed.
-        output_dir (`Path`): Where drawings go.
-        seed (`int`): Of the first drawing; each further one has the next.
+        conversation (`Conversation`): Conversation with the chat model.
+        drawing_model (`str`): Folder or Hub name of the model that generates images. The first `/draw` loads it.
+        output_dir (`Path`): Folder for generated images.
+        seed (`int`, defaults to 0): Seed of the first generated image. Each further image adds one.
     """
 
     def __init__(self, conversation: Conversation, drawing_model: str, output_dir: Path, seed: int = 0):
@@ -115,7 +122,7 @@ class Terminal:
         self.seed, self.pipeline = seed, None
 
     def run(self, read: Callable[[str], str] = input):
-        """Goes on until `/quit`, or the end of the input."""
+        """Run lines until `/quit` or the end of the input."""
         typer.echo(HELP)
         while True:
             try:
@@ -133,9 +140,10 @@ class Terminal:
                 typer.echo(" ".join(str(error).split()))
 
     def carry_out(self, line: str):
-        """
+        """Run one line, a message or a command.
+
         Raises:
-            ValueError: A command is unknown or lacks its argument, or cannot be carried out.
+            ValueError: If the command is unknown, lacks its argument or fails.
         """
         command, _, argument = line.partition(" ")
         argument = argument.strip()
@@ -147,40 +155,36 @@ class Terminal:
         elif command == "/new":
             self.conversation.begin_anew()
         elif command not in ("/image", "/draw"):
-            raise ValueError(f"There is no command {command}; /help shows those there are.")
+            raise ValueError(f"{command} is not a command; /help lists all commands.")
         elif not argument:
-            raise ValueError(f"{command} needs {'a path' if command == '/image' else 'a prompt'} behind it.")
+            raise ValueError(f"{command} needs {'a path' if command == '/image' else 'a prompt'} after it.")
         elif command == "/image":
             self.conversation.show(argument)
         else:
             self.draw(argument)
 
     def say(self, line: str):
-        """Asks what the line says; image files named in it are shown."""
+        """Send a message to the model, with the image files that it names."""
         words = line.split()
         files = [word for word in words if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).is_file()]
         for file in files:
             self.conversation.show(file)
         text = " ".join(word for word in words if word not in files)
         if not text:
-            # The picture goes with the next message.
+            # The next message sends the image.
             return
         self.conversation.ask(text, lambda piece: typer.echo(piece, nl=False))
         typer.echo()
 
     def draw(self, prompt: str):
-        """Draws a picture into a new file."""
-        import torch
-
+        """Generate an image and write it to a new file."""
         if self.pipeline is None:
-            self.pipeline = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(
-                *load_ett(self.drawing_model, draws=True)
-            )
+            self.pipeline = ETTTextToImagePipeline(*load_ett(self.drawing_model, draws=True))
             self.pipeline.set_progress_bar_config(disable=None, leave=False)
         generator = torch.Generator(self.pipeline.device).manual_seed(self.seed)
-        picture = self.pipeline(prompt, generator=generator).images[0]
+        image = self.pipeline(prompt, generator=generator).images[0]
         path = _free_name(self.output_dir)
-        save_image(picture, path)
+        save_image(image, path)
         typer.echo(f"Wrote {path} (seed {self.seed}).")
         self.seed += 1
 
@@ -193,16 +197,21 @@ def _free_name(folder: Path) -> Path:
 
 
 def chat(model: str, drawing_model: str, output_dir: Path, max_new_tokens: int, seed: int):
-    """Talks with a model until the user leaves.
+    """Run a conversation in the terminal until the user exits.
+
+    Args:
+        model (`str`): Folder or Hub name of the chat model.
+        drawing_model (`str`), output_dir (`Path`), seed (`int`): As for [`Terminal`].
+        max_new_tokens (`int`): As for [`Conversation`].
 
     Raises:
-        ValueError: There is no such model, or no such folder for drawings.
+        ValueError: If the model or the folder for generated images does not exist.
     """
     if not output_dir.is_dir():
-        raise ValueError(f"There is no folder {output_dir} to write drawings into.")
+        raise ValueError(f"There is no folder {output_dir} to write images into; create it first.")
     loaded, processor = load_ett(model, answers=True)
     try:
-        import readline  # noqa: F401 - lines can be edited, and former ones brought back
+        import readline  # noqa: F401 - enables line editing and history
     except ImportError:
         pass
     Terminal(Conversation(loaded, processor, max_new_tokens), drawing_model, output_dir, seed).run()

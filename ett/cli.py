@@ -1,4 +1,4 @@
-"""The `ett` command. It parses, prints and turns errors into sentences; the work is done in the rooms."""
+"""The `ett` command line. It parses arguments and prints results; the other packages of ETT do the work."""
 
 import random
 from pathlib import Path
@@ -6,77 +6,86 @@ from typing import Annotated
 
 import typer
 
-from . import cli_training  # noqa: F401
+from . import cli_training, inference  # noqa: F401
 from .app import Resume, app, command
-from .rooms import room
 
 evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate, name="evaluate")
 
 Image = Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)]
 Images = Annotated[list[str], typer.Argument(help="Image files or URLs.", show_default=False)]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default="the GPU, else cpu")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of the answer, in tokens.")]
+Device = Annotated[
+    str | None, typer.Option(help="Device of the model, such as cpu or cuda:1.", show_default="the GPU, else cpu")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="Of the weights: float32, bfloat16, float16 or auto, as they are stored.", show_default="float32"
+        help="Dtype of the weights: float32, bfloat16, float16, or auto for the stored dtype.", show_default="float32"
     ),
 ]
 ChatModel = Annotated[str, typer.Option(help="Folder or Hub name of an ETT model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Image file to write.")]
-Side = Annotated[int | None, typer.Option(min=1, help="Pixels; else as the model's folder says.", show_default=False)]
+Side = Annotated[
+    int | None, typer.Option(min=1, help="Size of this side, in pixels.", show_default="from the model's folder")
+]
+OF_THE_MODEL = "from the model's folder"
 WithDiscriminator = Annotated[
-    bool, typer.Option("--with-discriminator", help="Keep discriminator.safetensors, to continue training from.")
+    bool, typer.Option("--with-discriminator", help="Include discriminator.safetensors, to continue training.")
 ]
 
 
 @command(resumable=True)
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps of every stage: shows that all works.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 0,
-    output_dir: Annotated[Path, typer.Option(help="Where models and report go.")] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="Run a few steps of every stage, as a test.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Folder for models and report.")] = Path(),
     resume: Resume = True,
 ):
-    """Train tokenizer, chat and drawing model at miniature scale, evaluate them, write report/index.html."""
-    room("miniature_ett").run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
+    """Train tokenizer, chat model and image generation model at miniature scale, evaluate, write report/index.html."""
+    from .miniature_ett import run_demo
+
+    run_demo(output_dir=output_dir, seed=seed, quick=quick, resume=resume)
 
 
 @command(resumable=True)
 def study(
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="ARM", help="Only this arm; may be given again.", show_default="all"),
+        typer.Option(metavar="ARM", help="Run only this arm; repeat for several arms.", show_default="all"),
     ] = None,
     ground: Annotated[
         list[str] | None,
-        typer.Option(help="Only this ground, textured or flat; may be given again.", show_default="both"),
+        typer.Option(help="Run only this background, textured or flat; repeat for both.", show_default="both"),
     ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Seeds of every arm.", show_default="5 on textured, 3 on flat ground and of controls"
+            min=1,
+            help="Number of seeds per arm.",
+            show_default="5 on textured background, 3 on flat background and for controls",
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes of one thread each.", show_default="number of cores")
+        int | None, typer.Option(min=1, help="Worker processes, of one thread each.", show_default="number of cores")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything: shows that all works.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run a few steps of everything, as a test.")] = False,
     known: Annotated[
         Path | None,
         typer.Option(
-            help="Results of an earlier run, such as docs/study/results.json: what is there is not run again.",
+            help="Results of an earlier run, such as docs/study/results.json, to reuse instead of a new run.",
             show_default="none",
         ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="Where cells and models go.")] = Path("ett-study"),
+    output_dir: Annotated[Path, typer.Option(help="Folder for results and models.")] = Path("ett-study"),
     report: Annotated[
-        bool, typer.Option("--report", help="Only write study.md and study/ from what is there; nothing is trained.")
+        bool, typer.Option("--report", help="Only write study.md and study/ from existing results, without training.")
     ] = False,
-    docs_dir: Annotated[Path, typer.Option(help="With --report: where these go.")] = Path("docs"),
+    docs_dir: Annotated[Path, typer.Option(help="With --report: folder for study.md and study/.")] = Path("docs"),
 ):
-    """Train and measure the paper's ablations with seeds and controls at miniature scale (hours of two cores)."""
-    miniature = room("miniature_ett")
+    """Run the paper's ablations with seeds and controls at miniature scale (hours on two cores)."""
+    from ett import miniature_ett as miniature
+
     if report:
         typer.echo(f"Wrote {miniature.report_study(output_dir, docs_dir)}.")
         return
@@ -84,7 +93,7 @@ def study(
     typer.echo(f"Cells: {', '.join(f'{count} {status}' for status, count in summary.statuses.items())}.")
     typer.echo(f"Wrote {summary.page}.")
     if summary.statuses.get("failed"):
-        raise ValueError(f"Some cells failed; {output_dir}/study.log says where. The same command tries them again.")
+        raise ValueError(f"Some cells failed; see {output_dir}/study.log and run the same command again to retry.")
 
 
 @command()
@@ -95,8 +104,8 @@ def caption(
     device: Device = None,
     dtype: Dtype = None,
 ):
-    """Describe images; of several, each line begins with the image's name."""
-    captions = room("ett.inference").captions(images, model, max_new_tokens, device, dtype)
+    """Print a caption for each image. With several images, each line begins with the image's name."""
+    captions = inference.captions(images, model, max_new_tokens, device, dtype)
     for image, text in zip(images, captions, strict=True):
         typer.echo(text if len(images) == 1 else f"{image}: {text}")
 
@@ -110,59 +119,82 @@ def ask(
     device: Device = None,
     dtype: Dtype = None,
 ):
-    """Answer a question about one image or about several together."""
-    typer.echo(room("ett.inference").ask(images, question, model, max_new_tokens, device, dtype))
+    """Answer a question about one image, or about several images together."""
+    typer.echo(inference.ask(images, question, model, max_new_tokens, device, dtype))
 
 
 @command()
 def chat(
     model: ChatModel = "ett-chat",
     drawing_model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model for /draw.")] = "ett-gen",
-    output_dir: Annotated[Path, typer.Option(help="Where drawings go.")] = Path(),
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first drawing; the next has the next.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Folder for generated images.")] = Path(),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")] = 256,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first generated image; each further image adds one.")
+    ] = 0,
 ):
-    """Talk with a model about pictures, and have it draw, in the terminal."""
-    room("ett.chat").chat(model, drawing_model, output_dir, max_new_tokens, seed)
+    """Chat with a model about images and generate images, in the terminal."""
+    from .chat import chat
+
+    chat(model, drawing_model, output_dir, max_new_tokens, seed)
 
 
 @command()
 def serve(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of an ETT model.")] = "ett-chat",
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "localhost",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
-    device: Annotated[str, typer.Option(help="Such as cpu or cuda:0.")] = "auto",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    device: Annotated[str, typer.Option(help="Device of the model, such as cpu or cuda:0.")] = "auto",
 ):
-    """Answer requests as OpenAI's API has them, with the server of transformers."""
-    room("ett.inference").serve(model, host, port, device)
+    """Serve a model over OpenAI's API, with the server of transformers."""
+    inference.serve(model, host, port, device)
 
 
 @command()
 def draw(
-    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that draws.")] = "ett-gen",
+    prompt: Annotated[str, typer.Argument(help="Description of the image.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Folder or Hub name of an ETT model that generates images.")] = "ett-gen",
     output: Output = Path("drawing.png"),
-    count: Annotated[int, typer.Option("-n", min=1, max=64, help="Pictures; a number is added to the name.")] = 1,
+    count: Annotated[
+        int, typer.Option("-n", min=1, max=64, help="Number of images; file names of several get a number.")
+    ] = 1,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Else a new one, which is printed.", show_default=False)
+        int | None, typer.Option(min=0, help="Seed of the first image.", show_default="random; the command prints it")
     ] = None,
-    guidance_scale: Annotated[float, typer.Option(min=1, help="How closely to follow the prompt.")] = 3.0,
-    temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 more varied.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from the k best codes.", show_default=False)] = None,
-    top_p: Annotated[float, typer.Option(help="Sample from the codes that make up this probability.")] = 1.0,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Guidance scale; higher values follow the prompt more closely.", show_default=OF_THE_MODEL
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sampling temperature; higher values vary images more.", show_default=OF_THE_MODEL),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from the k most probable codes.", show_default=OF_THE_MODEL)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Sample from the most probable codes that sum to this probability.", show_default=OF_THE_MODEL
+        ),
+    ] = None,
     jacobi_window: Annotated[
         int,
-        typer.Option(min=1, help="Codes scored at a time, by guesses: the same pictures, often sooner at 4 to 16."),
+        typer.Option(
+            min=1, help="Codes per forward pass, by speculative Jacobi decoding; 4 to 16 is often faster, same images."
+        ),
     ] = 1,
 ):
-    """Draw a picture."""
-    inference = room("ett.inference")
+    """Generate an image from a prompt."""
     output = inference.check_image_path(output)
     seed = random.randrange(2**31) if seed is None else seed
-    pictures = inference.draw(prompt, model, count, seed, guidance_scale, temperature, top_k, top_p, jacobi_window)
-    for number, picture in enumerate(pictures, start=1):
+    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    images = inference.draw(prompt, model, count, seed, jacobi_window, **sampling)
+    for number, image in enumerate(images, start=1):
         path = output if count == 1 else output.with_stem(f"{output.stem}-{number}")
-        inference.save_image(picture, path)
+        inference.save_image(image, path)
         typer.echo(f"Wrote {path} (seed {seed + number - 1}).")
 
 
@@ -174,14 +206,13 @@ def reconstruct(
     height: Side = None,
     width: Side = None,
     own_size: Annotated[
-        bool, typer.Option("--own-size", help="Keep the picture's size, but for edges that divide into no codes.")
+        bool, typer.Option("--own-size", help="Keep the image's size; crop it to multiples of the tokenizer's factor.")
     ] = False,
 ):
-    """Turn a picture into codes and back; in tiles, to bound memory, where a side is longer than 1024 pixels."""
-    inference = room("ett.inference")
+    """Encode an image to codes and decode it again. Sides above 1024 pixels are processed in tiles."""
     output = inference.check_image_path(output)
-    picture, psnr = inference.reconstruct(image, model, height, width, own_size)
-    inference.save_image(picture, output)
+    reconstruction, psnr = inference.reconstruct(image, model, height, width, own_size)
+    inference.save_image(reconstruction, output)
     typer.echo(f"Wrote {output} (PSNR {psnr:.1f} dB).")
 
 
@@ -193,20 +224,20 @@ def inspect_tokenizer(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Folder of images, anything that datasets can load, or scenes for the embedded ones.",
+            help="Folder of images, any dataset that the datasets library loads, or scenes for the embedded scenes.",
             show_default=False,
         ),
     ],
     split: Annotated[
-        str | None, typer.Option(help="Needed where the dataset has several.", show_default=False)
+        str | None, typer.Option(help="Split, required if the dataset has several.", show_default=False)
     ] = None,
     image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
-    limit: Annotated[int, typer.Option(min=1, help="Only the first images.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Number of images, from the first.")] = 100,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the images, in pixels.", show_default="as the model says"),
+        typer.Option(min=1, help="Side of the square images, in pixels.", show_default="from the model"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     logit_scale: Annotated[
         float | None,
         typer.Option(help="Measure with this model.logit_scale of stage 2.", show_default="the tokenizer's own"),
@@ -218,31 +249,32 @@ def inspect_tokenizer(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--json", help="JSON file to write, with all settings.", show_default=False)
+        Path | None, typer.Option("--json", help="JSON file for the result and all settings.", show_default=False)
     ] = None,
 ):
-    """Tell before stage 2 whether captions can tune a tokenizer: the share of a gradient that reaches its encoder."""
+    """Measure before stage 2 whether captions can tune a tokenizer: the gradient share that reaches its encoder."""
     data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
-    result = room("ett.evaluation").inspect_tokenizer(
-        model, output, image_size, data, logit_scale, straight_through_weight, batch_size
-    )
+    from .evaluation import inspect_tokenizer
+    from .evaluation_ett import describe_inspection
+
+    result = inspect_tokenizer(model, output, image_size, data, logit_scale, straight_through_weight, batch_size)
     if output is not None:
         typer.echo(f"Wrote {output}.")
-    typer.echo(room("evaluation_ett").describe_inspection(result))
+    typer.echo(describe_inspection(result))
 
 
 @command(evaluate, resumable=True)
 def reconstruction(
     context: typer.Context,
     dataset: Annotated[
-        str, typer.Option(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str, typer.Option(help="Folder of images, or any dataset that the datasets library loads.", show_default=False)
     ],
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
             metavar="BEFORE AFTER",
-            help="Instead of measuring one model, draw what two make of the same pictures.",
+            help="Instead of measuring one model, write a figure with the reconstructions of two models.",
             show_default=False,
         ),
     ] = None,
@@ -256,30 +288,32 @@ def reconstruction(
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Split, required if the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first pictures.", show_default="all; 4 with --compare")
+        int | None,
+        typer.Option(min=1, help="Number of images, from the first.", show_default="all; 4 with --compare"),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+        typer.Option(min=1, help="Side of the square images, in pixels.", show_default="from the model"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
-    save_every: Annotated[int, typer.Option(min=1, help="Pictures between two saves of an unfinished run.")] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes that read images.")] = 0,
+    save_every: Annotated[int, typer.Option(min=1, help="Images between two saves of an unfinished run.")] = 500,
     resume: Resume = True,
 ):
-    """Measure what a tokenizer loses: rFID, PSNR, SSIM, LPIPS, use of the codes. With --compare, a figure."""
-    evaluation = room("ett.evaluation")
+    """Measure a tokenizer's reconstructions: rFID, PSNR, SSIM, LPIPS, codebook usage. With --compare, a figure."""
+    from . import evaluation, evaluation_ett
+
     data = {"path": dataset, "split": split, "image_column": image_column, "limit": limit}
     if compare:
         alone = ("model", "batch_size", "workers", "save_every", "resume")
         given = [name for name in alone if context.get_parameter_source(name).name == "COMMANDLINE"]
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(f"--compare names both of its models and takes no {options}; leave that out.")
+            raise ValueError(f"--compare writes a figure of two models and does not use {options}; remove {options}.")
         output = output or Path("comparison.png")
         evaluation.compare_reconstructions(compare, output, image_size, data)
     else:
@@ -294,7 +328,7 @@ def reconstruction(
             save_every=save_every,
             resume=resume,
         )
-        typer.echo(room("evaluation_ett").describe(result))
+        typer.echo(evaluation_ett.describe(result))
     typer.echo(f"Wrote {output}.")
 
 
@@ -304,20 +338,24 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New or empty folder to write.", show_default=False)],
     with_discriminator: WithDiscriminator = False,
 ):
-    """Copy a model's folder with its code, so that it loads where ETT is not installed."""
-    room("hub_cards").export_folder(model, folder, with_discriminator)
+    """Copy a model folder together with its code, so that it loads without ETT installed."""
+    from .hub_cards import export_folder
+
+    export_folder(model, folder, with_discriminator)
     typer.echo(f"Wrote {folder}: Auto classes and pipelines load it with trust_remote_code=True.")
 
 
 @command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="A model's folder.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of an ETT model or a tokenizer.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub, as owner/name.", show_default=False)],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     with_discriminator: WithDiscriminator = False,
 ):
-    """Upload a model's folder to the Hugging Face Hub."""
-    address = room("hub_cards").push_folder(folder, repo, private=private, with_discriminator=with_discriminator)
+    """Upload a model folder to the Hugging Face Hub."""
+    from .hub_cards import push_folder
+
+    address = push_folder(folder, repo, private=private, with_discriminator=with_discriminator)
     typer.echo(f"Uploaded: {address}")
 
 

@@ -1,4 +1,4 @@
-"""The part of the `ett` command that makes models: data, training, conversion."""
+"""Commands of `ett` for training: data preparation, training, conversion."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,35 +6,40 @@ from typing import Annotated
 import typer
 
 from .app import Resume, command
-from .rooms import room
 
 
 @command(resumable=True)
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where the model goes; else as the recipe says.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder of the model; by default from the recipe.")] = None,
     resume: Resume = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what the run would do and need; nothing is written.")
+        bool, typer.Option("--dry-run", help="Only print the plan of the run and its memory; write nothing.")
     ] = False,
     devices: Annotated[
-        int | None, typer.Option(help="With --dry-run: devices to plan for; else those here.", show_default=False)
+        int | None,
+        typer.Option(help="With --dry-run: number of devices.", show_default="the devices of this machine"),
     ] = None,
     text_tokens: Annotated[
-        int, typer.Option(min=0, help="With --dry-run: tokens of text that an example is taken to have.")
+        int, typer.Option(min=0, help="With --dry-run: assumed number of text tokens per sample.")
     ] = 128,
 ):
-    """Run one stage of training from a recipe."""
+    """Run one training stage from a recipe."""
     if dry_run:
-        typer.echo(room("train.planning.plan").plan_recipe(recipe, overrides, devices, text_tokens).report())
+        from .train.planning.plan import plan_recipe
+
+        typer.echo(plan_recipe(recipe, overrides, devices, text_tokens).report())
         return
-    rooms = room("train")
-    folder = rooms.run_recipe(recipe, overrides, output_dir, resume)
-    record = rooms.read_record(folder)
-    room("hub_cards").write_card(folder, record)
+    from .data_ett.selection import summarize
+    from .hub_cards import write_card
+    from .train import read_record, run_recipe
+
+    folder = run_recipe(recipe, overrides, output_dir, resume)
+    record = read_record(folder)
+    write_card(folder, record)
     if filtered := record.get("data_filters"):
-        typer.echo(f"Filters: {room('train.data.selection').summarize(filtered)}.")
+        typer.echo(f"Filters: {summarize(filtered)}.")
     typer.echo(f"Wrote {folder}.")
 
 
@@ -43,67 +48,84 @@ def inspect_data(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Fields to change, as key=value.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("inspection.html"),
-    count: Annotated[int, typer.Option("-n", min=1, help="Examples in the batch.")] = 8,
+    count: Annotated[int, typer.Option("-n", min=1, help="Samples in the batch.")] = 8,
 ):
-    """Show a batch of a recipe's data as the model will see it."""
-    typer.echo(f"Wrote {room('train.planning.inspection').inspect_data(recipe, overrides, output, count)}.")
+    """Write an HTML page that shows a batch of a recipe's data as the model sees it."""
+    from .train.planning import inspection
+
+    typer.echo(f"Wrote {inspection.inspect_data(recipe, overrides, output, count)}.")
 
 
 @command()
 def convert_tokenizer(
-    source: Annotated[Path, typer.Argument(help="A .ckpt of SEED-Voken, or a folder of Emu3.5.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A .ckpt file of SEED-Voken, or a folder of Emu3.5's tokenizer.", show_default=False),
+    ],
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    weights: Annotated[str, typer.Option(help="Of a .ckpt: ema, the moving average, or raw, as trained.")] = "ema",
+    weights: Annotated[
+        str, typer.Option(help="Weights of a .ckpt file: ema (moving average) or raw (as trained).")
+    ] = "ema",
     discriminator: Annotated[
-        Path | None, typer.Option(help="Also write the discriminator, to go on training with.", show_default=False)
+        Path | None,
+        typer.Option(help="Also write the discriminator to this file, to continue training.", show_default=False),
     ] = None,
 ):
-    """Turn a public IBQ checkpoint into a tokenizer's folder."""
-    conversion = room("train.models.conversion").convert_tokenizer(source, output, weights, discriminator)
+    """Convert a public IBQ checkpoint to a tokenizer folder."""
+    from .train.models.conversion import convert_tokenizer
+
+    conversion = convert_tokenizer(source, output, weights, discriminator)
     typer.echo(f"Wrote {output}.\n{conversion.summary()}")
 
 
 @command()
 def merge(
-    base: Annotated[
-        str, typer.Argument(help="Folder or Hub name that the adapter was trained from.", show_default=False)
-    ],
+    base: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter's base model.", show_default=False)],
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.", show_default=False)],
     output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
 ):
-    """Merge a low-rank adapter into its model."""
-    room("train.models.adapters").merge_folder(base, adapter, output)
+    """Merge a low-rank adapter into its base model."""
+    from .train.models.adapters import merge_folder
+
+    merge_folder(base, adapter, output)
     typer.echo(f"Wrote {output}.")
 
 
 @command(resumable=True)
 def recaption(
     dataset: Annotated[
-        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str,
+        typer.Argument(help="Folder of images, or any dataset that the datasets library loads.", show_default=False),
     ],
     output: Annotated[Path, typer.Argument(help="Folder to write; a data.source for training.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of an image-text-to-text model.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What it is asked of each picture.")] = "Describe the image.",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest tokens, above samples.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampled captions.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    prompt: Annotated[str, typer.Option(help="Prompt for each image.")] = "Describe the image.",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of a caption, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled captions.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Split, required if the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     text_column: Annotated[
-        str, typer.Option(help="Column of captions; the former ones move to original_ and this name.")
+        str, typer.Option(help="Column of captions; existing captions move to original_ plus this name.")
     ] = "text",
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows to a file.")] = 10_000,
-    shard: Annotated[str, typer.Option(help="This machine's share, such as 0/4 to 3/4.")] = "0/1",
-    dtype: Annotated[str, typer.Option(help="Of the weights, such as bfloat16; auto as they are stored.")] = "auto",
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows per output file.")] = 10_000,
+    shard: Annotated[str, typer.Option(help="This machine's shard, such as 0/4 to 3/4.")] = "0/1",
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the weights, such as bfloat16, or auto for the stored dtype.")
+    ] = "auto",
     device: Annotated[
-        str | None, typer.Option(help="Such as cuda:1.", show_default="the accelerator, else cpu")
+        str | None,
+        typer.Option(help="Device of the model, such as cuda:1.", show_default="the accelerator, else cpu"),
     ] = None,
 ):
-    """Describe the pictures of a data set anew, with any model that reads pictures."""
-    report = room("train.data.recaption").recaption(
+    """Write new captions for the images of a dataset, with any image-text-to-text model."""
+    from .data_ett import recaption as engine
+    from .data_ett.shards import Part
+
+    report = engine.recaption(
         path=dataset,
         output=output,
         model=model,
@@ -116,55 +138,63 @@ def recaption(
         image_column=image_column,
         text_column=text_column,
         rows_per_shard=rows_per_shard,
-        part=room("train.data.shards").Part.parse(shard),
+        part=Part.parse(shard),
         dtype=dtype,
         device=device,
     )
     typer.echo(f"Wrote {output}: {report.summary()}")
     if report.read:
-        typer.echo(f"{report.read / report.seconds:.2f} pictures/s.")
+        typer.echo(f"{report.read / report.seconds:.2f} images/s.")
 
 
 @command(resumable=True)
 def tokenize(
     dataset: Annotated[
-        str, typer.Argument(help="Folder of pictures, or anything that datasets can load.", show_default=False)
+        str,
+        typer.Argument(help="Folder of images, or any dataset that the datasets library loads.", show_default=False),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder to write: a data.source for training.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write; a data.source for training.", show_default=False)],
     model: Annotated[str, typer.Option(help="Folder or Hub name of a tokenizer or an ETT model.")] = "ett-tokenizer",
     split: Annotated[
-        str | None, typer.Option(help="Needed where the data set has several.", show_default=False)
+        str | None, typer.Option(help="Split, required if the dataset has several.", show_default=False)
     ] = None,
-    image_column: Annotated[str, typer.Option(help="Column of pictures.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of images.")] = "image",
     image_folder: Annotated[
-        str | None, typer.Option(help="Folder of pictures that the data name.", show_default="that of the data")
+        str | None,
+        typer.Option(help="Folder for relative file names of images.", show_default="the dataset's folder"),
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the pictures, in pixels.", show_default="as the model says"),
+        typer.Option(min=1, help="Side of the square images, in pixels.", show_default="from the model"),
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="Of other shapes: crop, pad or stretch images.", show_default="as the model says"),
+        typer.Option(help="How to make images square: crop, pad or stretch.", show_default="from the model"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default="all")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="Rows that a file is made of.")] = 10_000,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of rows, from the first.", show_default="all")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 32,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes that read images.")] = 0,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="Input rows per output file.")] = 10_000,
     shard: Annotated[
-        str, typer.Option(help="This machine's (or GPU's) number and how many there are, such as 3/8.")
+        str, typer.Option(help="Shard of this machine or GPU and number of shards, such as 3/8.")
     ] = "0/1",
 ):
-    """Turn a data set's pictures into image codes, once, for the stages that leave the tokenizer as it is."""
-    part = room("train.data.shards").Part.parse(shard)
-    tokenizer, image_processor = room("ett.inference").load_tokenizer(model)
+    """Convert a dataset's images to codes once, for the training stages that freeze the tokenizer."""
+    from .data_ett.shards import Part
+    from .data_ett.tokenization import tokenize_data_set
+    from .inference import load_tokenizer
+
+    part = Part.parse(shard)
+    tokenizer, image_processor = load_tokenizer(model)
     if image_size is not None:
         image_processor.size = {"height": image_size, "width": image_size}
     if fit is not None:
         if fit not in ("crop", "pad", "stretch"):
             raise ValueError(f"--fit is {fit!r}; expected crop, pad or stretch.")
         image_processor.fit = fit
-    report = room("train.data.tokenization").tokenize_data_set(
+    report = tokenize_data_set(
         dataset,
         output,
         tokenizer,

@@ -1,49 +1,58 @@
-"""Loading a model from a folder or the Hub, and what the command line does with one."""
+"""Loading of models from a folder or the Hub, and inference for the command line: caption, ask, draw, reconstruct."""
 
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .rooms import room
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
+from PIL import Image
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
+from .common_ett.metrics import psnr_of
+from .modeling_ett.configuration_ett import ETTConfig
+from .modeling_ett.loading_ett import load_whole
+from .modeling_ett.modeling_ett import ETTForConditionalGeneration
+from .modeling_ett.modeling_ibq import IBQModel
+from .processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
+from .processing_ett.text_to_image_pipeline_ett import ETTTextToImagePipeline
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LONGEST_PATH = 1024
-"""Characters above which a path is left to the image reader, which shortens it in its error."""
+"""Length of a path in characters. The image reader checks longer paths, because it shortens them in its error."""
 
 TILED_ABOVE = 1024
-"""Pixels along a side above which pictures are reconstructed in tiles."""
+"""Side in pixels. Images with a longer side are reconstructed in tiles."""
 
 
 class ModelError(ValueError):
-    """A model that is missing, or of a kind that cannot do what was asked."""
-
-
-class ImageError(ValueError):
-    """An image whose path leads to no file. The image reader has an error of the same name for all that it refuses."""
+    """Raised for a model that is missing, damaged, or of the wrong kind for the task."""
 
 
 def model_kind(model: str) -> str:
-    """`"ett"`, `"IBQModel"`, or whatever else the `config.json` of a folder or a Hub repository says that it is.
+    """Model type in the `config.json` of a folder or Hub repository.
+
+    Args:
+        model (`str`): Folder or Hub name.
+
+    Returns:
+        `str`: `"ett"`, `"IBQModel"`, another library's type, or `"unknown"`.
 
     Raises:
-        ModelError: There is no such folder and no such repository, or it holds no readable `config.json`.
+        ModelError: If neither the folder nor the repository exists, or it has no readable `config.json`.
     """
     folder = Path(model)
     if folder.is_dir():
         path = folder / "config.json"
         if not path.is_file():
             holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-            raise ModelError(f"{model} is not a model's folder: it has no config.json (it holds {holds}).")
+            raise ModelError(f"{model} is not a model folder: it has no config.json (it contains {holds}).")
     elif folder.exists():
-        raise ModelError(f"{model} is a file; expected a model's folder.")
+        raise ModelError(f"{model} is a file; expected a model folder.")
     else:
         path = _fetch_config(model)
     try:
@@ -55,15 +64,12 @@ def model_kind(model: str) -> str:
 
 
 def _fetch_config(model: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError
-
     try:
         return Path(hf_hub_download(model, "config.json"))
     except (OSError, ValueError, HTTPError) as error:
         raise ModelError(
-            f"There is no folder {model} here, and no model of that name could be had from the Hugging Face Hub; "
-            "train one with `ett demo`, or name another."
+            f"There is no folder {model}, and no model of this name could be loaded from the Hugging Face Hub; "
+            "train a model with `ett demo` or name another model."
         ) from error
 
 
@@ -75,51 +81,53 @@ def _load(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def _load_whole(model_class: Any, model: str, **options: Any) -> Any:
-    return _load(room("modeling_ett.loading_ett").load_whole, model_class, model, **options).eval()
+    return _load(load_whole, model_class, model, **options).eval()
 
 
 def load_ett(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
-    """Loads an ETT model, on the GPU where there is one, and its processor.
+    """Load an ETT model and its processor, on the GPU if there is one.
 
     Args:
-        model: Folder or Hub repository.
-        draws: Whether it has to have a visual head.
-        answers: Whether it has to have learned to answer, and not to draw, last.
+        model (`str`): Folder or Hub name.
+        draws (`bool`, defaults to `False`): Require a visual head, for image generation.
+        answers (`bool`, defaults to `False`): Require a model whose last training stage was not image generation.
 
     Returns:
-        The `ETTForConditionalGeneration`, in evaluation mode, and the `ETTProcessor`.
+        `tuple`: The `ETTForConditionalGeneration` in evaluation mode, and the `ETTProcessor`.
 
     Raises:
-        ModelError: It is another kind of model, it cannot do what it has to, or its files are damaged.
+        ModelError: If the model is of another kind, lacks a required ability, or has damaged files.
     """
     processor = _load_processor(model, draws, answers)[1]
     return _load_weights(model), processor
 
 
 def _load_processor(model: str, draws: bool = False, answers: bool = False) -> tuple[Any, Any]:
-    """All of [`load_ett`] that is quick: the `ETTConfig` and the `ETTProcessor`."""
+    """Load the `ETTConfig` and the `ETTProcessor`, with the checks of [`load_ett`] but without the weights."""
     kind = model_kind(model)
     if kind == "IBQModel":
         raise ModelError(
-            f"{model} is an IBQ tokenizer: it has no language model and only reconstructs pictures (ett reconstruct); "
+            f"{model} is an IBQ tokenizer: it has no language model and only reconstructs images (ett reconstruct); "
             f"name an ETT model such as {'ett-gen' if draws else 'ett-chat'} instead."
         )
     if kind != "ett":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an ETT model (model_type 'ett').")
-    config = _load(room("modeling_ett.configuration_ett").ETTConfig.from_pretrained, model)
+    config = _load(ETTConfig.from_pretrained, model)
     if draws and not config.visual_head:
         raise ModelError(
-            f"{model} has no visual head, so it reads pictures but cannot draw them; name a generation model such as "
-            "ett-gen instead."
+            f"{model} has no visual head, so it cannot generate images; name a generation model such as ett-gen "
+            "instead."
         )
     if answers and not config.answers:
-        raise ModelError(f"{model} was trained to draw and not to answer; name a chat model such as ett-chat instead.")
-    return config, _load(room("processing_ett").ETTProcessor.from_pretrained, model)
+        raise ModelError(
+            f"{model} was trained to generate images, not to answer; name a chat model such as ett-chat instead."
+        )
+    return config, _load(ETTProcessor.from_pretrained, model)
 
 
 def _load_weights(model: str, device: str | None = None, dtype: str | None = None) -> Any:
     options = {} if dtype is None else {"dtype": dtype}
-    loaded = _load_whole(room("modeling_ett.modeling_ett").ETTForConditionalGeneration, model, **options)
+    loaded = _load_whole(ETTForConditionalGeneration, model, **options)
     if device is None:
         return loaded.to(_device())
     try:
@@ -133,13 +141,16 @@ def _first_line(error: Exception) -> str:
 
 
 def load_tokenizer(model: str) -> tuple[Any, Any]:
-    """Loads an IBQ tokenizer, by itself or out of an ETT model, and the image processor beside it.
+    """Load an IBQ tokenizer and its image processor, from a tokenizer's folder or from an ETT model.
+
+    Args:
+        model (`str`): Folder or Hub name of the tokenizer or ETT model.
 
     Returns:
-        The `IBQModel`, in evaluation mode, and the `ETTImageProcessor`.
+        `tuple`: The `IBQModel` in evaluation mode, and the `ETTImageProcessor`.
 
     Raises:
-        ModelError: It is another kind of model, or its files are damaged.
+        ModelError: If the model is of another kind or has damaged files.
     """
     kind = model_kind(model)
     if kind == "ett":
@@ -147,13 +158,13 @@ def load_tokenizer(model: str) -> tuple[Any, Any]:
         return loaded.model.vision_tokenizer, processor.image_processor
     if kind != "IBQModel":
         raise ModelError(f"{model} is a model of type {kind!r}; expected an IBQ tokenizer or an ETT model.")
-    image_processor = _load(room("processing_ett").ETTImageProcessor.from_pretrained, model)
-    tokenizer = _load_whole(room("modeling_ett.modeling_ibq").IBQModel, model)
+    image_processor = _load(ETTImageProcessor.from_pretrained, model)
+    tokenizer = _load_whole(IBQModel, model)
     return tokenizer.to(_device()), image_processor
 
 
 def caption(image: str, model: str, max_new_tokens: int = 64) -> str:
-    """Describes an image in words."""
+    """Describe an image in words; see [`captions`]."""
     return captions([image], model, max_new_tokens)[0]
 
 
@@ -164,14 +175,20 @@ def captions(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[str]:
-    """Describes images in words, each by itself; the model is loaded once.
+    """Describe each image in words. The model is loaded once.
 
     Args:
-        device: By default the GPU where there is one.
-        dtype: Name of the weights' type, or `auto`, as they are stored. By default float32.
+        images (`Sequence[str]`): Paths or URLs.
+        model (`str`): Folder or Hub name of a chat model.
+        max_new_tokens (`int`, defaults to 64): Maximum length of a caption, in tokens.
+        device (`str`, *optional*): Device of the model. Defaults to the GPU if there is one, else to the CPU.
+        dtype (`str`, *optional*): One of `DTYPES`; `"auto"` keeps the stored dtype. Defaults to float32.
+
+    Returns:
+        `list[str]`: One caption per image.
 
     Raises:
-        ValueError: An image cannot be read, or a device or dtype cannot be used.
+        ValueError: If an image cannot be read, or the device or dtype cannot be used.
         ModelError: As for [`load_ett`].
     """
     opened = _open_images(images, dtype)
@@ -188,15 +205,20 @@ def ask(
     device: str | None = None,
     dtype: str | None = None,
 ) -> str:
-    """Answers a question about an image, or about several together.
+    """Answer a question about one image, or about several images together.
 
     Args:
-        question: The images stand where it has the processor's image token, or else before it.
+        image (`str` or `Sequence[str]`): One or several paths or URLs.
+        question (`str`): The question. Image tokens in it mark the places of the images; without image tokens, the
+            images come before it.
 
-    Other arguments and errors are those of [`captions`].
+    The other arguments and errors are those of [`captions`].
+
+    Returns:
+        `str`: The answer.
     """
     if not question.strip():
-        raise ValueError("The question is empty; ask something about the picture.")
+        raise ValueError("The question is empty; ask something about the image.")
     opened = _open_images([image] if isinstance(image, str) else image, dtype)
     config, processor = _load_processor(model, answers=True)
     return _answer(
@@ -224,16 +246,16 @@ def _image(image: "Image.Image") -> dict[str, Any]:
 
 
 def _open_images(images: Sequence[str], dtype: str | None) -> list["Image.Image"]:
-    """Opens images, after all that is wrong with their paths and with the type is said, which takes no library."""
+    """Open images. The dtype and all paths are checked first, because these checks are fast."""
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     for image in images:
         check_image_source(image)
-    return [room("processing_ett").load_image(image) for image in images]
+    return [load_image(image) for image in images]
 
 
 def check_image_source(image: str):
-    """Raises [`ImageError`] where an image's path leads to no file; URLs pass. Loads no library."""
+    """Raise [`ImageError`] if the path of an image is not a file. URLs are not checked."""
     if image.startswith(("http://", "https://", "data:image/")) or not image.strip():
         return
     try:
@@ -245,11 +267,17 @@ def check_image_source(image: str):
 
 
 def serve(model: str, host: str, port: int, device: str):
-    """Answers requests over HTTP, as `transformers serve` does, until it is interrupted.
+    """Answer HTTP requests, as `transformers serve` does, until an interrupt.
+
+    Args:
+        model (`str`): Folder or Hub name of a chat model.
+        host (`str`): Address to listen on.
+        port (`int`): Port to listen on.
+        device (`str`): Device of the model, or `"auto"`.
 
     Raises:
-        ModelError: There is no such model, it is of another kind, or it was trained to draw.
-        ImportError: The packages of `transformers[serving]` are missing.
+        ModelError: If the model does not exist, is of another kind, or was trained to generate images.
+        ImportError: If the packages of `transformers[serving]` are missing.
     """
     _load_processor(model, answers=True)
     from transformers.cli.serve import Serve
@@ -265,29 +293,40 @@ def draw(
     model: str,
     count: int = 1,
     seed: int = 0,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
     jacobi_window: int = 1,
+    **sampling: Any,
 ) -> list["Image.Image"]:
-    """Draws `count` pictures; picture i depends, but for rounding, on `seed + i` alone, however many there are."""
-    import torch
+    """Generate images from a prompt.
 
+    Image i depends only on `seed + i`, except for rounding, whatever the `count`.
+
+    Args:
+        prompt (`str`): Description of the image.
+        model (`str`): Folder or Hub name of a model that generates images.
+        count (`int`, defaults to 1): Number of images.
+        seed (`int`, defaults to 0): Seed of the first image.
+        jacobi_window (`int`, defaults to 1): Codes per forward pass, by speculative Jacobi decoding.
+        sampling: `guidance_scale`, `temperature`, `top_k` and `top_p`. The model's folder gives missing values and
+            `None`.
+
+    Returns:
+        `list[PIL.Image.Image]`: The images.
+
+    Raises:
+        ValueError: If the prompt cannot be used, or prompt and image exceed the model's context.
+        ModelError: As for [`load_ett`].
+    """
     config, processor = _load_processor(model, draws=True)
     num_codes = math.prod(processor.code_grid((config.image_size, config.image_size)))
     config.check_context(processor.prepare_drawing(prompt)["input_ids"].shape[1], num_codes)
     loaded = _load_weights(model)
-    pipe = room("processing_ett.text_to_image_pipeline_ett").ETTTextToImagePipeline(loaded, processor)
+    pipe = ETTTextToImagePipeline(loaded, processor)
     pipe.set_progress_bar_config(disable=None, leave=False)
     return pipe(
         prompt,
         num_images_per_prompt=count,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
         jacobi_window=jacobi_window,
+        **sampling,
         generator=[torch.Generator(loaded.device).manual_seed(seed + index) for index in range(count)],
     ).images
 
@@ -295,77 +334,82 @@ def draw(
 def reconstruct(
     image: str, model: str, height: int | None = None, width: int | None = None, own_size: bool = False
 ) -> tuple["Image.Image", float]:
-    """Encodes a picture to codes and decodes it again; in tiles where a side is longer than `TILED_ABOVE` pixels.
+    """Encode an image to codes and decode it again. A side above `TILED_ABOVE` pixels is processed in tiles.
 
     Args:
-        height, width: Pixels that the picture is resized and cropped to, multiples of the tokenizer's factor; one left
-            out is that of the image processor in the model's folder.
-        own_size: Keep the picture's pixels as they are; only cut off at the edges what divides into no codes.
+        image (`str`): Path or URL.
+        model (`str`): Folder or Hub name of a tokenizer or an ETT model.
+        height (`int`, *optional*): Height in pixels, a multiple of the tokenizer's factor. The image is resized and
+            cropped to it. Defaults to the size in the model's folder.
+        width (`int`, *optional*): Width in pixels, as for `height`.
+        own_size (`bool`, defaults to `False`): Do not resize the image; only crop it to multiples of the factor.
 
     Returns:
-        The reconstruction, and its PSNR in dB against the picture as the tokenizer saw it.
+        `tuple[PIL.Image.Image, float]`: The reconstruction, and its PSNR in dB against the tokenizer's input.
 
     Raises:
-        ValueError: A side is no multiple of the factor, is given together with `own_size`, or the picture is smaller
-            than a code.
+        ValueError: If a side is not a multiple of the factor, a side and `own_size` are both given, or the image is
+            smaller than a code.
     """
-    import torch
-
     if own_size and (height or width):
-        raise ValueError(
-            "A size was given and the picture's own asked for; give either a height and width or own_size."
-        )
+        raise ValueError("Both a size and own_size were given; give either a height and width or own_size.")
     check_image_source(image)
-    picture = room("processing_ett").load_image(image)
+    loaded = load_image(image)
     tokenizer, image_processor = load_tokenizer(model)
     if own_size:
-        picture = _crop_to_multiples(picture, tokenizer.spatial_factor)
-        width, height = picture.size
+        loaded = _crop_to_multiples(loaded, tokenizer.spatial_factor)
+        width, height = loaded.size
     size = {"height": height or image_processor.size["height"], "width": width or image_processor.size["width"]}
     if max(size.values()) > TILED_ABOVE:
         tokenizer.enable_tiling()
-    pixels = image_processor(picture, size=size, return_tensors="pt")["pixel_values"]
+    pixels = image_processor(loaded, size=size, return_tensors="pt")["pixel_values"]
     pixels = pixels.to(tokenizer.device, tokenizer.dtype)
     with torch.no_grad():
         codes = tokenizer.encode_codes(pixels)
         decoded = tokenizer.decode_codes(codes).sample.clamp(-1, 1)
-    mean_squared_error = (decoded - pixels).float().square().mean()
-    psnr = 10 * torch.log10(4 / mean_squared_error)
+    psnr = psnr_of((decoded - pixels).float().square().mean())
     return image_processor.post_process(decoded)[0], psnr.item()
 
 
-def _crop_to_multiples(picture: "Image.Image", factor: int) -> "Image.Image":
-    """The centre of a picture, with the largest sides that are multiples of `factor`."""
-    width, height = (side // factor * factor for side in picture.size)
+def _crop_to_multiples(image: "Image.Image", factor: int) -> "Image.Image":
+    """Crop the centre of an image, with the largest sides that are multiples of `factor`."""
+    width, height = (side // factor * factor for side in image.size)
     if 0 in (width, height):
         raise ValueError(
-            f"The picture is {picture.height} x {picture.width} pixels (height x width); at its own size this "
-            f"tokenizer needs at least {factor} x {factor}. Give a height and width instead."
+            f"The image is {image.height} x {image.width} pixels (height x width); at its own size this "
+            f"tokenizer needs at least {factor} x {factor}; give a height and width instead."
         )
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def check_image_path(path: str | os.PathLike, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Path:
-    """A path that a picture may be written to.
+    """Check that an image can be written to a path.
+
+    Args:
+        path (`str` or `os.PathLike`): The path.
+        suffixes (`tuple[str, ...]`, defaults to `IMAGE_SUFFIXES`): Allowed suffixes, in lower case.
+
+    Returns:
+        `Path`: The path.
 
     Raises:
-        ValueError: Its suffix is not a picture's, or it is a folder, or its folder does not exist.
+        ValueError: If the suffix is not allowed, the path is a folder, or its parent folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} has no image's suffix; expected one of {', '.join(suffixes)}.")
+        raise ValueError(f"{path} has no image suffix; expected one of {', '.join(suffixes)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the image file to write.")
     if not path.parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} to write {path.name} into.")
+        raise ValueError(f"There is no folder {path.parent} to write {path.name} into; create it first.")
     return path
 
 
-def save_image(picture: "Image.Image", path: Path):
-    """Writes a picture under a temporary name first, so that an interruption leaves no half of one."""
+def save_image(image: "Image.Image", path: Path):
+    """Write an image to a temporary file and rename it when complete, so an interrupt leaves no partial file."""
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    picture.save(temporary)
+    image.save(temporary)
     temporary.replace(path)
 
 
@@ -378,7 +422,7 @@ def _answer(
     device: str | None,
     dtype: str | None,
 ) -> list[str]:
-    """The answers to chats, one after another. What is wrong with one is said before the weights are loaded."""
+    """Answer each chat. All chats are checked before the weights are loaded."""
     template = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
     prepared = [processor.apply_chat_template(chat, **template) for chat in chats]
     for inputs in prepared:
@@ -393,8 +437,6 @@ def _answer(
 
 
 def _device() -> "torch.device":
-    import torch
-
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

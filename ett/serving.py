@@ -1,4 +1,4 @@
-"""What `ett serve` adds to the server of transformers: status 400 and a sentence for requests that cannot be used."""
+"""Request checks that `ett serve` adds to the server of transformers: status 400 and a sentence for bad requests."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/health", "/load_model")
-"""Paths that are answered. Those for sound, for decisions and for unloading the model are not of an ETT server."""
+"""Paths that the server answers. Paths for audio, for decisions and for unloading the model are removed."""
 
 IMAGE_STARTS = ("http://", "https://", "data:image/")
 TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image_url", "input_image")
 
 Check = tuple[str, Callable[[Any], bool]]
-"""What an option has to be, in words and as a test."""
+"""Expected value of an option: a description and a test."""
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:
@@ -49,7 +49,7 @@ FLAG: Check = ("true or false", lambda value: isinstance(value, bool))
 TEXT: Check = ("a text", _is_text)
 TEMPERATURE: Check = ("0, or a number from 0.01 to 100", lambda value: value == 0 or _is_number(value, 0.01, 100))
 SHARE: Check = ("a number from 0.01 to 1", lambda value: _is_number(value, 0.01, 1))
-IDS: Check = ("a token's number, or a list of such numbers", _are_ids)
+IDS: Check = ("a token id, or a list of token ids", _are_ids)
 
 OPTIONS: dict[str, Check] = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), LENGTH),
@@ -60,11 +60,11 @@ OPTIONS: dict[str, Check] = {
     "seed": ("a whole number from 0 to 2^63 - 1", lambda value: _is_whole(value, 0, 2**63 - 1)),
     "stream": FLAG,
     "stop": ("a text or a list of texts", _is_stop),
-    "logit_bias": ("a mapping of tokens' numbers to numbers from -100 to 100", _are_biases),
+    "logit_bias": ("a mapping of token ids to numbers from -100 to 100", _are_biases),
     "tools": ("a list of mappings", lambda value: isinstance(value, list) and all(map(_is_mapping, value))),
-    "chat_template_kwargs": ("left out, since the model's chat template has no options", lambda value: value == {}),
+    "chat_template_kwargs": ("nothing, because the model's chat template has no options", lambda value: value == {}),
 }
-"""Options of requests. Null stands for the default of each."""
+"""Options of a request. Null selects an option's default."""
 
 GENERATION: dict[str, Check] = {
     **dict.fromkeys(("max_new_tokens", "max_length", "top_k"), LENGTH),
@@ -76,13 +76,15 @@ GENERATION: dict[str, Check] = {
     "num_beams": ("a whole number from 1 to 16", lambda value: _is_whole(value, 1, 16)),
     **dict.fromkeys(("transformers_version", "_from_model_config"), ("anything", lambda value: True)),
 }
-"""Fields of `generation_config`, JSON that `transformers chat` sends."""
+"""Fields of `generation_config`, the JSON text that `transformers chat` sends."""
 
 
 @contextmanager
 def answering_bad_requests() -> Iterator[None]:
-    """Within it, servers that transformers builds answer bad requests with status 400. transformers itself answers an
-    image that cannot be read, or a value of another type, with status 500 and no reason."""
+    """Context in which servers built by transformers answer bad requests with status 400 and a reason.
+
+    Without it, an unreadable image or a value of the wrong type gets status 500 and no reason.
+    """
     from transformers.cli.serving import server
 
     build = server.build_server
@@ -114,7 +116,7 @@ def _keep_routes(app: Any, model_manager: Any):
     async def load_model(body: dict[str, Any]) -> Any:
         if body.get("model") != model_manager.force_model:
             raise ValueError(
-                f"model is {body.get('model')!r:.100}; this server has {model_manager.force_model} alone."
+                f"model is {body.get('model')!r:.100}; this server has only {model_manager.force_model}, so name it."
             )
         return await endpoints["/load_model"](body)
 
@@ -122,10 +124,11 @@ def _keep_routes(app: Any, model_manager: Any):
 
 
 def checked(handle: Callable[..., Awaitable[Any]], field: str | None = None) -> Callable[..., Awaitable[Any]]:
-    """A handler of requests that refuses, with a `ValueError`, what the server would ignore or stumble over.
+    """Wrap a request handler: check each request by [`check_request`] before the handler receives it.
 
     Args:
-        field: What is answered: `messages`, `input` or `prompt`.
+        handle (`Callable`): The handler.
+        field (`str`, *optional*): Required field of a request: `messages`, `input` or `prompt`.
     """
 
     async def handle_checked(body: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -136,18 +139,22 @@ def checked(handle: Callable[..., Awaitable[Any]], field: str | None = None) -> 
 
 
 def check_request(body: dict[str, Any], field: str | None = None):
-    """Raises `ValueError`, with what was given and what was expected, where a request cannot be used.
+    """Check a request for values that the server would ignore or fail on.
 
     Args:
-        field: As of [`checked`].
+        body (`dict`): The request.
+        field (`str`, *optional*): Required field: `messages`, `input` or `prompt`.
+
+    Raises:
+        ValueError: If a value cannot be used. The message names the given and the expected value.
     """
     if body.get("n") not in (None, 1):
-        raise ValueError(f"n is {body['n']!r:.100}; this server gives one choice for each request, so leave n out.")
+        raise ValueError(f"n is {body['n']!r:.100}; this server returns one choice per request, so leave n out.")
     _check_options(body, OPTIONS)
     if body.get("generation_config") is not None:
         _check_generation_config(body["generation_config"])
     if field is not None and field not in body:
-        raise ValueError(f"The request has no {field}; give what the model is to answer.")
+        raise ValueError(f"The request has no {field}; add the {field} that the model should answer.")
     if "messages" in body:
         _check_messages(body["messages"], "messages")
     items = body.get("input")
@@ -183,12 +190,14 @@ def _check_generation_config(text: Any):
 
 def _check_messages(messages: Any, name: str):
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{name} is no list; give a list of messages, each with a role and a content.")
+        raise ValueError(
+            f"{name} is {messages!r:.100}; expected a list of one or more messages, each with a role and a content."
+        )
     for message in messages:
         if not _is_mapping(message) or not _is_text(message.get("role")):
-            raise ValueError(f"{name} holds {message!r:.100}; expected messages, each with a role and a content.")
+            raise ValueError(f"{name} has {message!r:.100}; expected messages, each with a role and a content.")
         if message.get("tool_calls") or message.get("type") not in (None, "message"):
-            raise ValueError(f"{name} holds {message!r:.100}; this model calls no tools, so leave calls out.")
+            raise ValueError(f"{name} has {message!r:.100}; this model calls no tools, so leave tool calls out.")
         _check_content(message.get("content"), "A message's content")
 
 
@@ -203,20 +212,20 @@ def _check_content(content: Any, name: str):
             continue
         if kind not in IMAGE_TYPES:
             raise ValueError(
-                f"A part of the content is {part!r:.100}; expected one of type text with a text, or one of type "
+                f"A part of the content is {part!r:.100}; expected a part of type text with a text, or a part of type "
                 "image_url with a URL."
             )
         url = part.get("image_url")
         url = url.get("url") if _is_mapping(url) else url
         if not _is_text(url) or not url.startswith(IMAGE_STARTS):
             raise ValueError(
-                f"The URL of an image is {url!r:.100}; expected one that begins with {', '.join(IMAGE_STARTS)}, since "
-                "files of the server are not opened for requests."
+                f"The URL of an image is {url!r:.100}; expected a URL that begins with {', '.join(IMAGE_STARTS)}, "
+                "because the server opens none of its own files for a request."
             )
 
 
 async def bad_request(request: Any, error: Exception) -> Any:
-    """The answer to a request that cannot be used, in the form of OpenAI's API."""
+    """Answer a bad request with status 400 and the error message, in the format of OpenAI's API."""
     from starlette.responses import JSONResponse
 
     message = " ".join(str(error).split())

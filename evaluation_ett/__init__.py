@@ -3,14 +3,14 @@
 import ett  # noqa: F401 (registers ETT with the Auto classes)
 
 from .comparison import draw_comparison
-from .data_sets import Pictures, SceneImages, choose_size, describe, evaluate_data_set
+from .data_sets import Images, SceneImages, choose_size, describe, evaluate_data_set
 from .generation import evaluate_drawings
 from .inspection import describe_inspection, inspect_tokenizer
 from .reconstruction import evaluate_reconstruction, reconstruct
 from .understanding import evaluate_captions, evaluate_questions
 
 __all__ = [
-    "Pictures",
+    "Images",
     "SceneImages",
     "choose_size",
     "describe",

@@ -1,23 +1,23 @@
-"""What the measurements share: batches, pictures as tensors and back, prompts, a model in evaluation mode, files."""
+"""What the measurements share: batches, images as tensors and back, prompts, a model in evaluation mode, files."""
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from transformers import BatchEncoding
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import Scene
+from ett.common_ett.files import write_text
+from ett.common_ett.images import image_to_pixels
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import Scene
 
 Item = TypeVar("Item")
 
@@ -43,24 +43,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def to_pixels(picture: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
-    """A picture as float32 `(3, H, W)` in `[-1, 1]`; a tensor is expected to be that already.
+def to_pixels(image: Scene | Image.Image | torch.Tensor) -> torch.Tensor:
+    """An image as float32 `(3, H, W)` in `[-1, 1]`; a tensor is expected to be that already.
 
     Raises:
         ValueError: A tensor is not of three channels.
     """
-    if isinstance(picture, torch.Tensor):
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise ValueError(f"A picture has shape {tuple(picture.shape)}; expected (3, H, W) with values in [-1, 1].")
-        return picture.float()
-    image = picture.render() if isinstance(picture, Scene) else picture.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """Pixels `(3, H, W)` in `[-1, 1]`, clamped, to a picture of 8 bits a channel."""
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"An image has shape {tuple(image.shape)}; expected (3, H, W) with values in [-1, 1].")
+        return image.float()
+    return image_to_pixels(image.render() if isinstance(image, Scene) else image)
 
 
 def encode(
@@ -75,10 +68,10 @@ def encode(
     return torch.cat(codes)
 
 
-def picture_prompt(processor: ETTProcessor, text: str) -> str:
-    """A user's turn that asks `text` of one picture, up to the answer, with a placeholder for each code.
+def image_prompt(processor: ETTProcessor, text: str) -> str:
+    """A user's turn that asks `text` of one image, up to the answer, with a placeholder for each code.
 
-    The empty text gives the picture alone, which captions follow in training's stages 1 and 2.
+    The empty text gives the image alone, which captions follow in training's stages 1 and 2.
     """
     if not text:
         return processor.image_placeholder()
@@ -88,7 +81,7 @@ def picture_prompt(processor: ETTProcessor, text: str) -> str:
 
 
 def tokenize(processor: ETTProcessor, prompts: list[str]) -> BatchEncoding:
-    """Prompts that hold a placeholder for each code, padded on the left; the processor would ask for pictures."""
+    """Prompts that hold a placeholder for each code, padded on the left; the processor would ask for images."""
     return processor.encode_texts(prompts)
 
 
@@ -99,7 +92,7 @@ def answer(
     image_codes: torch.LongTensor,
     max_new_tokens: int,
 ) -> list[str]:
-    """What the model answers, greedily, to prompts with one picture each, of codes `(len(prompts), h, w)`."""
+    """What the model answers, greedily, to prompts with one image each, of codes `(len(prompts), h, w)`."""
     inputs = tokenize(processor, prompts).to(model.device)
     tokens = model.generate(
         **inputs,
@@ -126,23 +119,13 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Writes beside `path` and renames, so that a reader never sees half of a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path
-
-
 __all__ = [
     "answer",
     "batches",
     "encode",
     "evaluating",
-    "picture_prompt",
-    "to_image",
+    "image_prompt",
     "to_pixels",
     "tokenize",
     "write_json",
-    "write_text",
 ]

@@ -1,4 +1,4 @@
-"""Two tokenizers' reconstructions of the same pictures side by side, as in Figure 3 of the ETT paper."""
+"""Two tokenizers' reconstructions of the same images side by side, as in Figure 3 of the ETT paper."""
 
 from itertools import islice
 from pathlib import Path
@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.common_ett.images import pixels_to_image
+from ett.common_ett.metrics import psnr_of
+from ett.modeling_ett.modeling_ibq import IBQModel
 
-from .common import evaluating, to_image
-from .data_sets import Pictures
-from .measures import peak_signal_to_noise_ratio, truncated
+from .common import evaluating
+from .data_sets import Images
+from .measures import truncated
 from .reconstruction import encode_decode
 
 CELL = 1.9
-"""Width of a picture in the figure, in inches."""
+"""Width of an image in the figure, in inches."""
 ZOOM = 4
 """How many times a window is magnified."""
 FRAME = "#e8442e"
@@ -29,28 +31,28 @@ Window = tuple[int, int, int, int]
 
 
 def draw_comparison(
-    tokenizers: dict[str, IBQModel], pictures: Pictures, output: Path, count: int = 4, progress: bool = True
+    tokenizers: dict[str, IBQModel], images: Images, output: Path, count: int = 4, progress: bool = True
 ) -> list[dict[str, float]]:
     """
-    Draws a row for each of the first `count` readable pictures: the original, what each tokenizer makes of it with its
+    Draws a row for each of the first `count` readable images: the original, what each tokenizer makes of it with its
     PSNR, and all of them magnified in the window where the two reconstructions differ most.
 
     Args:
         tokenizers: Two, by the names above their columns; they become float32.
-        output (`Path`): A picture's file, of a format that matplotlib writes.
+        output (`Path`): An image's file, of a format that matplotlib writes.
 
     Returns:
-        `list[dict[str, float]]`: The PSNRs in dB of each row, by name; of pictures truncated to 8 bits.
+        `list[dict[str, float]]`: The PSNRs in dB of each row, by name; of images truncated to 8 bits.
 
     Raises:
-        ValueError: None of the pictures can be read.
+        ValueError: None of the images can be read.
     """
-    readable = (picture for picture in map(pictures.__getitem__, range(len(pictures))) if torch.is_tensor(picture))
+    readable = (image for image in map(images.__getitem__, range(len(images))) if torch.is_tensor(image))
     rows = []
-    for pixels in tqdm(islice(readable, count), "Comparison", unit=" pictures", total=count, disable=not progress):
+    for pixels in tqdm(islice(readable, count), "Comparison", unit=" images", total=count, disable=not progress):
         rows.append([pixels, *(_reconstruct(tokenizer, pixels) for tokenizer in tokenizers.values())])
     if not rows:
-        raise ValueError(f"None of the {len(pictures)} pictures of '{pictures.path}' can be read.")
+        raise ValueError(f"None of the {len(images)} images of '{images.path}' can be read.")
     scores = [
         {name: _psnr(original, after) for name, after in zip(tokenizers, reconstructions, strict=True)}
         for original, *reconstructions in rows
@@ -60,7 +62,7 @@ def draw_comparison(
 
 
 def most_different_window(first: torch.Tensor, second: torch.Tensor) -> Window:
-    """Top, left, height and width of the window, a fourth as high and wide, where two pictures `(3, H, W)` differ most
+    """Top, left, height and width of the window, a fourth as high and wide, where two images `(3, H, W)` differ most
     (in squared error; the first of equals)."""
     height, width = (max(1, side // ZOOM) for side in first.shape[1:])
     error = (first - second).square().mean(dim=0, keepdim=True)
@@ -75,23 +77,23 @@ def _reconstruct(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _psnr(original: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    pair = (truncated((pixels[None] + 1) / 2) for pixels in (original, reconstruction))
-    return peak_signal_to_noise_ratio(*pair).item()
+    first, second = (truncated((pixels + 1) / 2) for pixels in (original, reconstruction))
+    return psnr_of((first - second).square().mean(), 1.0).item()
 
 
 def _draw(rows: list[list[torch.Tensor]], scores: list[dict[str, float]], names: tuple[str, ...], output: Path):
     ratio = rows[0][0].shape[1] / rows[0][0].shape[2]
     columns = len(names)
-    # A narrow empty column stands between the pictures and their magnified windows.
+    # A narrow empty column stands between the images and their magnified windows.
     widths = [1] * columns + [0.08] + [1] * columns
     figure = Figure(figsize=(CELL * sum(widths), (CELL * ratio + 0.17) * len(rows) + 0.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), len(widths), width_ratios=widths, squeeze=False)
-    for line, pictures, psnr in zip(axes, rows, scores, strict=True):
+    for line, images, psnr in zip(axes, rows, scores, strict=True):
         line[columns].set_axis_off()
-        top, left, height, width = most_different_window(*pictures[1:])
-        for cell, zoom, name, pixels in zip(line[:columns], line[columns + 1 :], names, pictures, strict=True):
-            image = np.asarray(to_image(pixels))
+        top, left, height, width = most_different_window(*images[1:])
+        for cell, zoom, name, pixels in zip(line[:columns], line[columns + 1 :], names, images, strict=True):
+            image = np.asarray(pixels_to_image(pixels))
             _show(cell, image)
             cell.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color=FRAME, linewidth=1.2))
             _show(zoom, image[top : top + height, left : left + width])

@@ -1,7 +1,7 @@
-"""A tokenizer measured on a whole data set of pictures, as papers do it.
+"""A tokenizer measured on a whole dataset of images, as papers do it.
 
-- Pictures are resized to just cover the size (bilinear) and cropped around the centre; all is computed in float32.
-- Memory does not grow with the number of pictures: there are running sums alone.
+- Images are resized to just cover the size (bilinear) and cropped around the centre; all is computed in float32.
+- Memory does not grow with the number of images: there are running sums alone.
 - An interrupted run goes on from a file beside the result, and ends with exactly the result of an uninterrupted one.
 - The result holds every setting that moves a number.
 """
@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ImageError
-from processing_ett.picture_rows import load_rows, open_pictures, picture_name
-from scenes_ett import Scenes
+from ett.data_ett.image_rows import image_name, load_rows, open_images
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ImageError
+from ett.scenes_ett import Scenes
 
 from .common import evaluating, write_json
 from .measures import Measures
@@ -38,7 +38,7 @@ MIN_IMAGE_SIZE = 32
 LIBRARIES = ("datasets", "diffusers", "lpips", "pillow", "pytorch-fid", "torch", "torchmetrics", "torchvision")
 
 METRICS = {
-    "images": ("Pictures", "{:,}"),
+    "images": ("Images", "{:,}"),
     "rfid": ("rFID", "{:.3f}"),
     "psnr": ("PSNR", "{:.2f} dB"),
     "ssim": ("SSIM", "{:.4f}"),
@@ -53,24 +53,24 @@ SKIPPED_SHOWN = 5
 
 Size = tuple[int, int]
 Unreadable = dict[str, Any]
-"""Of a picture that cannot be read its `row`, `name` and the `reason`."""
+"""Of an image that cannot be read its `row`, `name` and the `reason`."""
 
 
-class Pictures(Dataset):
-    """The pictures of a data set, in its order, as a tokenizer takes them.
+class Images(Dataset):
+    """The images of a dataset, in its order, as a tokenizer takes them.
 
     Args:
-        path (`str`): A folder of pictures, or any data set that [`datasets.load_dataset`] takes.
+        path (`str`): A folder of images, or any dataset that [`datasets.load_dataset`] takes.
         image_processor ([`ETTImageProcessor`]): Its size and resampling filter give way to these:
         size (`(int, int)`): Height and width, in pixels.
         split (`str`, *optional*): Without it, the only one there is.
         limit (`int`, *optional*): Only that many of the first rows.
 
-    An item is a `torch.Tensor` of shape `(3, height, width)` in `[-1, 1]`, or of a picture that cannot be read a dict
+    An item is a `torch.Tensor` of shape `(3, height, width)` in `[-1, 1]`, or of an image that cannot be read a dict
     of its `row`, its `name` and the `reason`.
 
     Raises:
-        ValueError: The data set cannot be read or is empty, or the column is missing or holds no pictures.
+        ValueError: The dataset cannot be read or is empty, or the column is missing or holds no images.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | Unreadable:
         cell = self.rows[index][self.image_column]
         try:
-            pictures = open_pictures(cell)
-            if len(pictures) != 1:
-                raise ImageError(f"The row holds {len(pictures)} pictures; expected one.")
+            images = open_images(cell)
+            if len(images) != 1:
+                raise ImageError(f"The row holds {len(images)} images; expected one.")
         except ImageError as error:
-            return {"row": index, "name": picture_name(cell, index), "reason": str(error)}
-        return to_size(pictures[0], self.image_processor, self.size)
+            return {"row": index, "name": image_name(cell, index), "reason": str(error)}
+        return to_size(images[0], self.image_processor, self.size)
 
     def settings(self) -> dict[str, Any]:
-        """Which pictures these are and what was done to them."""
+        """Which images these are and what was done to them."""
         return {
             "data_set": self.path,
             "data_fingerprint": self.rows._fingerprint,
@@ -113,10 +113,10 @@ class Pictures(Dataset):
 
 
 class SceneImages(Dataset):
-    """Images of the embedded scenes that training does not see, as [`Pictures`] gives those of a dataset.
+    """Images of the embedded scenes that training does not see, as [`Images`] gives those of a dataset.
 
     Args:
-        image_processor ([`ETTImageProcessor`]): As for [`Pictures`].
+        image_processor ([`ETTImageProcessor`]): As for [`Images`].
         size (`(int, int)`): Height and width, in pixels.
         limit (`int`): Number of images.
     """
@@ -134,7 +134,7 @@ class SceneImages(Dataset):
         return to_size(self.scenes[index].render(), self.image_processor, self.size)
 
     def settings(self) -> dict[str, Any]:
-        """As [`Pictures.settings`]."""
+        """As [`Images.settings`]."""
         return {"data_set": self.path, "split": self.split, "rows": len(self), **size_settings(self.size)}
 
 
@@ -177,7 +177,7 @@ def choose_size(tokenizer: IBQModel, image_processor: ETTImageProcessor, image_s
 
 def evaluate_data_set(
     tokenizer: IBQModel,
-    pictures: Pictures,
+    images: Images,
     output: Path,
     model: str,
     batch_size: int = 8,
@@ -192,17 +192,17 @@ def evaluate_data_set(
     Args:
         tokenizer ([`IBQModel`]): Becomes float32.
         model (`str`): Its name, for the record.
-        workers (`int`): Processes that read pictures; 0 reads them in this one.
-        save_every (`int`): After how many pictures, at least, the state is written.
+        workers (`int`): Processes that read images; 0 reads them in this one.
+        save_every (`int`): After how many images, at least, the state is written.
         resume (`bool`): Go on from a state; otherwise it is thrown away.
         judges ([`Judges`], *optional*): By default all whose weights can be had.
 
     Returns:
-        `metrics` ([`Measures.results`], where PSNR and SSIM are of pictures truncated to 8 bits, with `None` for what
+        `metrics` ([`Measures.results`], where PSNR and SSIM are of images truncated to 8 bits, with `None` for what
         is missing); `missing`, {metric: what to put where}; `skipped`, a list of {row, name, reason}; `settings`.
 
     Raises:
-        ValueError: The state is of other settings or damaged, or none of the pictures can be read.
+        ValueError: The state is of other settings or damaged, or none of the images can be read.
     """
     tokenizer = tokenizer.float()
     judges = judges or build_judges()
@@ -213,11 +213,11 @@ def evaluate_data_set(
         "weights_sha256": hash_module(tokenizer),
         "model_config": {name: value for name, value in tokenizer.config.items() if not name.startswith("_")},
         "codebook_size": tokenizer.config.num_vq_embeddings,
-        **pictures.settings(),
+        **images.settings(),
         "batch_size": batch_size,
         "dtype": "float32",
         "device": tokenizer.device.type,
-        "psnr_ssim": "of pictures truncated to 8 bits; SSIM with a Gaussian window of 11 pixels, sigma 1.5",
+        "psnr_ssim": "of images truncated to 8 bits; SSIM with a Gaussian window of 11 pixels, sigma 1.5",
         **judges.settings,
         "versions": {name: version(name) for name in LIBRARIES},
     }
@@ -226,13 +226,11 @@ def evaluate_data_set(
     if resume:
         run.load()
     loader = DataLoader(
-        Subset(pictures, range(run.position, len(pictures))), batch_size, num_workers=workers, collate_fn=list
+        Subset(images, range(run.position, len(images))), batch_size, num_workers=workers, collate_fn=list
     )
     # Convolutions in TF32 would move codes; algorithms chosen anew would move last digits between runs.
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    bar = tqdm(
-        desc="Reconstruction", unit=" pictures", disable=not progress, total=len(pictures), initial=run.position
-    )
+    bar = tqdm(desc="Reconstruction", unit=" images", disable=not progress, total=len(images), initial=run.position)
     with evaluating(tokenizer), exact, bar:
         for items in loader:
             readable = [item for item in items if isinstance(item, torch.Tensor)]
@@ -250,7 +248,7 @@ def evaluate_data_set(
         run.save()
     if not measures.count:
         run.remove()
-        raise none_readable(pictures, run.skipped)
+        raise none_readable(images, run.skipped)
     metrics = {**measures.results(), **dict.fromkeys(judges.missing)}
     result = {"metrics": metrics, "missing": judges.missing, "skipped": run.skipped, "settings": run.settings}
     write_json(output, result)
@@ -258,11 +256,11 @@ def evaluate_data_set(
     return result
 
 
-def none_readable(pictures: Pictures, skipped: list[Unreadable]) -> ValueError:
-    """The error where all pictures were skipped."""
+def none_readable(images: Images, skipped: list[Unreadable]) -> ValueError:
+    """The error where all images were skipped."""
     first = skipped[0]
     return ValueError(
-        f"None of the {len(pictures)} pictures of '{pictures.path}' can be read; the first, {first['name']}: "
+        f"None of the {len(images)} images of '{images.path}' can be read; the first, {first['name']}: "
         f"{first['reason']}"
     )
 
@@ -278,11 +276,11 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def describe_skipped(result: dict[str, Any], file: str = "the JSON file") -> list[str]:
-    """Lines on the `skipped` pictures of a result, the first few by name; `file` names all."""
+    """Lines on the `skipped` images of a result, the first few by name; `file` names all."""
     skipped, lines = result["skipped"], []
     if skipped:
-        lines.append(f"Skipped {len(skipped)} of {result['settings']['rows']} pictures:")
-        lines += [f"  {picture['name']}: {picture['reason']}" for picture in skipped[:SKIPPED_SHOWN]]
+        lines.append(f"Skipped {len(skipped)} of {result['settings']['rows']} images:")
+        lines += [f"  {image['name']}: {image['reason']}" for image in skipped[:SKIPPED_SHOWN]]
     if len(skipped) > SKIPPED_SHOWN:
         lines.append(f"  and {len(skipped) - SKIPPED_SHOWN} more, all named in {file}.")
     return lines
@@ -343,4 +341,4 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return differences
 
 
-__all__ = ["METRICS", "Pictures", "SceneImages", "choose_size", "describe", "evaluate_data_set"]
+__all__ = ["METRICS", "Images", "SceneImages", "choose_size", "describe", "evaluate_data_set"]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import PROMPT_CATEGORIES, DrawingPrompt
-from scenes_ett.detector import detect, satisfies
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import PROMPT_CATEGORIES, DrawingPrompt
+from ett.scenes_ett.detector import detect, satisfies
 
 from .common import batches, evaluating
 
@@ -19,10 +19,10 @@ def evaluate_drawings(
     model: ETTForConditionalGeneration,
     processor: ETTProcessor,
     prompts: Sequence[DrawingPrompt],
-    guidance_scale: float = 2.0,
-    temperature: float = 1.0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
     top_k: int | None = None,
-    top_p: float = 1.0,
+    top_p: float | None = None,
     seed: int = 0,
     batch_size: int = 32,
     examples_per_category: int = 2,
@@ -31,13 +31,13 @@ def evaluate_drawings(
     """
     Args:
         prompts: What to draw, such as `[drawing_pair(seed, "test", i)[0] for i in range(300)]`.
-        guidance_scale, temperature, top_k, top_p: See `generate`.
-        seed (`int`): With a prompt's number it determines the picture, whatever the batch size.
+        guidance_scale, temperature, top_k, top_p: See `generate`; by default the model's own.
+        seed (`int`): With a prompt's number it determines the image, whatever the batch size.
 
     Returns:
         `categories`: {category: `accuracy` in 0..1, `correct` and `count`}, for the categories among the prompts;
         `mean`, their unweighted mean; `color_score`, the share of the `color_count` prompts that name colours whose
-        colours are right (`None` without any); `images`, and the settings; `examples`: the first pictures of each
+        colours are right (`None` without any); `images`, and the settings; `examples`: the first images of each
         category, each with `prompt`, `category`, `correct`, `color_correct`, `reason` and `image` (PIL).
 
     Raises:
@@ -45,9 +45,9 @@ def evaluate_drawings(
     """
     if not prompts:
         raise ValueError("There is no prompt to draw; give at least one.")
-    sampling = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling = model.image_sampling(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
     drawings = []
-    with evaluating(model), tqdm(desc="Drawings", unit=" pictures", disable=not progress, total=len(prompts)) as bar:
+    with evaluating(model), tqdm(desc="Drawings", unit=" images", disable=not progress, total=len(prompts)) as bar:
         for batch in batches(enumerate(prompts), batch_size):
             inputs = processor.prepare_drawing([prompt.text for _, prompt in batch]).to(model.device)
             generators = [_generator(seed, number, model.device) for number, _ in batch]

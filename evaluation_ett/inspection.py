@@ -10,12 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_ett.gradient_path import GradientPath, is_closed, measure_gradient_path
-from modeling_ett.modeling_ibq import IBQModel
+from ett.common_ett.metrics import codebook_use
+from ett.modeling_ett.gradient_path import GradientPath, is_closed, measure_gradient_path
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .common import evaluating
-from .data_sets import Pictures, SceneImages, describe_skipped, none_readable
-from .measures import codebook_use
+from .data_sets import Images, SceneImages, describe_skipped, none_readable
 
 OPEN_FROM = 0.1
 """Gradient ratio from which the path counts as open, if at least half of the tokens are alive."""
@@ -32,7 +32,7 @@ ROWS = {
 
 
 def inspect_tokenizer(
-    tokenizer: IBQModel, images: Pictures | SceneImages, model: str, batch_size: int = 8, progress: bool = True
+    tokenizer: IBQModel, images: Images | SceneImages, model: str, batch_size: int = 8, progress: bool = True
 ) -> dict[str, Any]:
     """
     Args:
@@ -66,8 +66,9 @@ def inspect_tokenizer(
         raise none_readable(images, skipped)
     path = {name: value.item() for name, value in GradientPath.join(paths).summary().items()}
     quantizer = tokenizer.quantize
+    usage, perplexity = codebook_use(counts)
     return {
-        "measures": {"images": number, **path, **codebook_use(counts)},
+        "measures": {"images": number, **path, "codebook_usage": usage, "perplexity": perplexity},
         **judge(**path, logit_scale=quantizer.logit_scale),
         "skipped": skipped,
         "settings": {

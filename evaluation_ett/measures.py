@@ -1,7 +1,7 @@
-"""What is measured of reconstructions, as running sums: any number of pictures in the same memory.
+"""What is measured of reconstructions, as running sums: any number of images in the same memory.
 
-- PSNR, SSIM and LPIPS are means over pictures; PSNR and SSIM of values in [0, 1].
-- Codebook usage and perplexity are over the codes of all pictures together.
+- PSNR, SSIM and LPIPS are means over images; PSNR and SSIM of values in [0, 1].
+- Codebook usage and perplexity are over the codes of all images together.
 - rFID is the Fréchet distance between the features of all originals and those of all reconstructions.
 """
 
@@ -10,8 +10,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-PEAK_PSNR = 100.0
-"""What counts as the PSNR of a perfect reconstruction, in dB."""
+from ett.common_ett.metrics import codebook_use, psnr_of
 
 
 class Measures:
@@ -19,8 +18,8 @@ class Measures:
 
     Args:
         num_codes (`int`): Codebook size K.
-        truncate (`bool`): PSNR and SSIM see pictures cut down to 256 levels, as published numbers do, and not floats.
-        judges (`nn.ModuleDict`, *optional*): See [`build_judges`]: `rfid` maps pictures in `[0, 1]` to features
+        truncate (`bool`): PSNR and SSIM see images cut down to 256 levels, as published numbers do, and not floats.
+        judges (`nn.ModuleDict`, *optional*): See [`build_judges`]: `rfid` maps images in `[0, 1]` to features
             `(B, num_features)`; each of the others maps two batches in `[-1, 1]` to a distance a pair.
         device: Where the networks and the statistics of the features are.
     """
@@ -55,38 +54,39 @@ class Measures:
             self._sum(name, distance(originals, reconstructions).flatten())
         pair = [(pixels + 1) / 2 for pixels in (originals, reconstructions)]
         if self.fid is not None:
-            for pictures, real in zip(pair, (True, False), strict=True):
-                self.fid.update(pictures, real=real)
+            for images, real in zip(pair, (True, False), strict=True):
+                self.fid.update(images, real=real)
         if self.truncate:
-            pair = [truncated(pictures) for pictures in pair]
-        self._sum("psnr", peak_signal_to_noise_ratio(*pair))
+            pair = [truncated(images) for images in pair]
+        self._sum("psnr", psnr_of((pair[0] - pair[1]).square().mean(dim=(1, 2, 3)), 1.0))
         # In float32 the variance of an even background is lost to rounding.
-        pair = [pictures.double() for pictures in pair]
+        pair = [images.double() for images in pair]
         self._sum("ssim", structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"))
 
     def _sum(self, name: str, values: torch.Tensor):
         self.sums[name] += values.double().sum().cpu()
 
     def mean(self, name: str) -> float:
-        """Mean over the pictures so far of `psnr`, `ssim` or one of the judges' distances."""
+        """Mean over the images so far of `psnr`, `ssim` or one of the judges' distances."""
         return (self.sums[name] / self.count).item()
 
     def results(self) -> dict[str, float | None]:
         """`images`, their number; `psnr` in dB; `ssim`; `codebook_usage`, the share of all codes that occur;
-        `perplexity` of the codes; and by judges `rfid` (`None` for a single picture), `lpips_alex` and `lpips_vgg`.
+        `perplexity` of the codes; and by judges `rfid` (`None` for a single image), `lpips_alex` and `lpips_vgg`.
 
         Raises:
-            ValueError: There was no picture.
+            ValueError: There was no image.
         """
         if not self.count:
-            raise ValueError("There is no picture to reconstruct; give at least one.")
+            raise ValueError("There is no image to reconstruct; give at least one.")
         results = {"images": self.count, **{name: self.mean(name) for name in self.sums}}
         if self.fid is not None:
             results["rfid"] = self.fid.compute().item() if self.count > 1 else None
-        return results | codebook_use(self.code_counts)
+        usage, perplexity = codebook_use(self.code_counts)
+        return results | {"codebook_usage": usage, "perplexity": perplexity}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All sums as tensors, whose size does not depend on the number of pictures."""
+        """All sums as tensors, whose size does not depend on the number of images."""
         state = {"count": torch.tensor(self.count), "code_counts": self.code_counts, **self.sums}
         if self.fid is not None:
             state |= {f"fid.{name}": tensor.cpu() for name, tensor in self.fid.metric_state.items()}
@@ -103,25 +103,10 @@ class Measures:
             self.fid.orig_dtype = torch.float32
 
 
-def codebook_use(counts: torch.LongTensor) -> dict[str, float]:
-    """How often each code occurs, `(K,)`, to `codebook_usage`, the share of all codes that occur, and `perplexity`."""
-    frequency = counts[counts > 0] / counts.sum()
-    return {
-        "codebook_usage": (counts > 0).float().mean().item(),
-        "perplexity": torch.exp(-(frequency * frequency.log()).sum()).item(),
-    }
-
-
-def truncated(pictures: torch.Tensor) -> torch.Tensor:
-    """Pictures in `[0, 1]` cut down to the 256 levels of 8 bits, still in `[0, 1]`."""
+def truncated(images: torch.Tensor) -> torch.Tensor:
+    """Images in `[0, 1]` cut down to the 256 levels of 8 bits, still in `[0, 1]`."""
     # In float32 a level may lie just under itself.
-    return (255 * pictures + 1e-3).floor() / 255
+    return (255 * images + 1e-3).floor() / 255
 
 
-def peak_signal_to_noise_ratio(originals: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB of each pair of pictures `(B, 3, H, W)` in `[0, 1]`, at most [`PEAK_PSNR`]."""
-    error = (originals - reconstructions).square().mean(dim=(1, 2, 3)).clamp(min=10 ** (-PEAK_PSNR / 10))
-    return -10 * error.log10()
-
-
-__all__ = ["PEAK_PSNR", "Measures", "codebook_use", "peak_signal_to_noise_ratio", "truncated"]
+__all__ = ["Measures", "truncated"]

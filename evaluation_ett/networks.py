@@ -8,20 +8,20 @@ import functools
 import hashlib
 import http.client
 import urllib.request
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import lpips
 import torch
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 from torch import nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights, squeezenet1_1
 
+from ett.common_ett.files import sha256_of
+from ett.common_ett.lpips import VERSION, load_network, random_lpips
+
 CONNECTION_SECONDS = 10
-LPIPS_VERSION = "0.1"
 
 
 class MissingWeightsError(OSError):
@@ -53,7 +53,7 @@ class Weights:
                 raise MissingWeightsError(
                     f"Put the file {self.url} at {self.path} (it was not downloaded: {error})."
                 ) from error
-        actual = hash_file(self.path)
+        actual = sha256_of(self.path)
         if not actual.startswith(self.sha256):
             raise MissingWeightsError(
                 f"{self.path} is not the file {self.url}: its SHA-256 starts with {actual[:8]} instead of "
@@ -77,7 +77,7 @@ PERCEPTUAL = {
 
 
 class InceptionFeatures(nn.Module):
-    """Pictures `(B, 3, H, W)` in `[0, 1]` to InceptionV3's features `(B, 2048)`, as pytorch-fid computes them: resized
+    """Images `(B, 3, H, W)` in `[0, 1]` to InceptionV3's features `(B, 2048)`, as pytorch-fid computes them: resized
     to 299 bilinearly, in floats all the way."""
 
     num_features = 2048
@@ -87,8 +87,8 @@ class InceptionFeatures(nn.Module):
         INCEPTION.fetch()
         self.network = InceptionV3().eval()
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.network(pictures)[0].flatten(1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images)[0].flatten(1)
 
 
 class RandomSqueezeFeatures(nn.Module):
@@ -111,22 +111,16 @@ class RandomSqueezeFeatures(nn.Module):
         return self.network(2 * images - 1).mean(dim=(2, 3))
 
 
-def build_lpips(network: str) -> lpips.LPIPS:
+def build_lpips(network: str) -> nn.Module:
     """LPIPS (Zhang et al. 2018), version 0.1, of the pretrained network `"alex"` or `"vgg"`.
 
     Raises:
         MissingWeightsError: See [`Weights.fetch`].
     """
     path = PERCEPTUAL[network].fetch()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        # lpips asks torchvision for its networks in a way that torchvision deprecates.
-        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-        distance = lpips.LPIPS(net=network, version=LPIPS_VERSION, pnet_rand=True, verbose=False)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers.
-    distance.net.load_state_dict(
-        {name: state[f"features.{name.partition('.')[2]}"] for name in distance.net.state_dict()}
-    )
+    with torch.random.fork_rng(devices=[]):
+        distance = random_lpips(network)
+    load_network(distance, torch.load(path, map_location="cpu", weights_only=True))
     return distance.eval().requires_grad_(False)
 
 
@@ -163,17 +157,8 @@ def build_judges() -> Judges:
             }
         else:
             weights = PERCEPTUAL[name.removeprefix("lpips_")]
-            judges.settings[name] = {"version": LPIPS_VERSION, "weights": weights.path.name}
+            judges.settings[name] = {"version": VERSION, "weights": weights.path.name}
     return judges
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_module(module: nn.Module) -> str:
@@ -194,6 +179,5 @@ __all__ = [
     "RandomSqueezeFeatures",
     "build_judges",
     "build_lpips",
-    "hash_file",
     "hash_module",
 ]

@@ -1,4 +1,4 @@
-"""How much of a picture survives its way through codes.
+"""How much of an image survives its way through codes.
 
 - PSNR and SSIM are of values in [0, 1] after clamping, without rounding to 8 bits (see [`Measures`]).
 - Of scenes, the detector reads original and reconstruction alike: what it misses in both is the detector's fault.
@@ -11,34 +11,35 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-from scenes_ett import Scene
-from scenes_ett.detector import detect
+from ett.common_ett.images import pixels_to_image
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.scenes_ett import Scene
+from ett.scenes_ett.detector import detect
 
-from .common import batches, evaluating, to_image, to_pixels
+from .common import batches, evaluating, to_pixels
 from .measures import Measures
 
-Picture = Scene | Image.Image | torch.Tensor
+ImageLike = Scene | Image.Image | torch.Tensor
 
 
 def encode_decode(tokenizer: IBQModel, pixels: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
-    """Pixels `(B, 3, H, W)` in `[-1, 1]` to their codes `(B, h, w)` and the codes' pictures, clamped to `[-1, 1]`."""
+    """Pixels `(B, 3, H, W)` in `[-1, 1]` to their codes `(B, h, w)` and the codes' images, clamped to `[-1, 1]`."""
     codes = tokenizer.encode_codes(pixels)
     return codes, tokenizer.decode_codes(codes).sample.clamp(-1, 1)
 
 
-def reconstruct(tokenizer: IBQModel, pictures: Iterable[Picture], batch_size: int = 32) -> list[Image.Image]:
-    """What the tokenizer makes of each picture; pictures as [`evaluate_reconstruction`] takes them."""
-    images = []
+def reconstruct(tokenizer: IBQModel, images: Iterable[ImageLike], batch_size: int = 32) -> list[Image.Image]:
+    """What the tokenizer makes of each image; images as [`evaluate_reconstruction`] takes them."""
+    made = []
     with evaluating(tokenizer):
-        for batch in batches(pictures, batch_size):
-            images += map(to_image, encode_decode(tokenizer, _stack(batch, tokenizer))[1])
-    return images
+        for batch in batches(images, batch_size):
+            made += map(pixels_to_image, encode_decode(tokenizer, _stack(batch, tokenizer))[1])
+    return made
 
 
 def evaluate_reconstruction(
     tokenizer: IBQModel,
-    pictures: Iterable[Picture],
+    images: Iterable[ImageLike],
     batch_size: int = 8,
     progress: bool = True,
     judges: nn.ModuleDict | None = None,
@@ -46,7 +47,7 @@ def evaluate_reconstruction(
     """
     Args:
         tokenizer ([`IBQModel`]): The tokenizer.
-        pictures: Scenes, PIL images or tensors of shape `(3, H, W)` in `[-1, 1]`, all of one size, one or more.
+        images: Scenes, PIL images or tensors of shape `(3, H, W)` in `[-1, 1]`, all of one size, one or more.
         judges (`nn.ModuleDict`, *optional*): Networks for further measures (see [`Measures`]).
 
     Returns:
@@ -57,12 +58,12 @@ def evaluate_reconstruction(
         without any). And what `judges` measure.
 
     Raises:
-        ValueError: There is no picture, or sizes differ or do not fit the tokenizer.
+        ValueError: There is no image, or sizes differ or do not fit the tokenizer.
     """
     measures, reading, shift = Measures(tokenizer.config.num_vq_embeddings, judges=judges), _Reading(), 0.0
-    bar = tqdm(desc="Reconstruction", unit=" pictures", disable=not progress, total=_length(pictures))
+    bar = tqdm(desc="Reconstruction", unit=" images", disable=not progress, total=_length(images))
     with evaluating(tokenizer), bar:
-        for batch in batches(pictures, batch_size):
+        for batch in batches(images, batch_size):
             originals = _stack(batch, tokenizer)
             codes, reconstructions = encode_decode(tokenizer, originals)
             originals = originals.clamp(-1, 1)
@@ -70,9 +71,9 @@ def evaluate_reconstruction(
             originals, reconstructions = (originals + 1) / 2, (reconstructions + 1) / 2
             shifts = (_border_colour(originals) - _border_colour(reconstructions)).abs().mean(dim=1)
             shift += 255 * shifts.double().sum().item()
-            for picture, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
-                if isinstance(picture, Scene):
-                    reading.add(picture, original, reconstruction)
+            for image, original, reconstruction in zip(batch, originals, reconstructions, strict=True):
+                if isinstance(image, Scene):
+                    reading.add(image, original, reconstruction)
             bar.update(len(batch))
     return {**measures.results(), "background_shift": shift / measures.count, **reading.shares()}
 
@@ -103,12 +104,12 @@ class _Reading:
         return {name: right / totals[name] if totals[name] else None for name, right in self.right.items()}
 
 
-def _stack(batch: list[Picture], tokenizer: IBQModel) -> torch.Tensor:
-    pixels = [to_pixels(picture) for picture in batch]
-    sizes = sorted({tuple(picture.shape[1:]) for picture in pixels})
+def _stack(batch: list[ImageLike], tokenizer: IBQModel) -> torch.Tensor:
+    pixels = [to_pixels(image) for image in batch]
+    sizes = sorted({tuple(image.shape[1:]) for image in pixels})
     if len(sizes) > 1:
         raise ValueError(
-            f"Pictures of different sizes (height, width) came together: {sizes}; bring all to one size first, for "
+            f"Images of different sizes (height, width) came together: {sizes}; bring all to one size first, for "
             "instance with ETTImageProcessor."
         )
     return torch.stack(pixels).to(tokenizer.device, tokenizer.dtype)
@@ -120,8 +121,8 @@ def _border_colour(pixels: torch.Tensor) -> torch.Tensor:
     return border.median(dim=-1).values
 
 
-def _length(pictures: Iterable[Picture]) -> int | None:
-    return len(pictures) if hasattr(pictures, "__len__") else None
+def _length(images: Iterable[ImageLike]) -> int | None:
+    return len(images) if hasattr(images, "__len__") else None
 
 
 __all__ = ["encode_decode", "evaluate_reconstruction", "reconstruct"]

@@ -1,7 +1,7 @@
 """How well a model answers questions about scenes and describes them.
 
 - Answers are greedy and count only when they equal the truth; case and a final full stop do not matter.
-- Each picture is turned into codes once; all its questions share them.
+- Each image is turned into codes once; all its questions share them.
 - With the same scenes and seed every model is asked the same questions in the same order.
 """
 
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, Shape, Text, caption, parse_caption, questions
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import CHANCE, QUESTION_TYPES, Question, Scene, Shape, Text, caption, parse_caption, questions
 
-from .common import answer, batches, encode, evaluating, picture_prompt, tokenize
+from .common import answer, batches, encode, evaluating, image_prompt, tokenize
 
 MAX_ANSWER_TOKENS = 8
 MAX_CAPTION_TOKENS = 96
@@ -70,7 +70,7 @@ def evaluate_questions(
     answers: list[str] = []
     with evaluating(model), tqdm(desc="Questions", unit=" questions", disable=not progress, total=len(asked)) as bar:
         for batch in batches(asked, batch_size):
-            prompts = [picture_prompt(processor, question.question) for _, question in batch]
+            prompts = [image_prompt(processor, question.question) for _, question in batch]
             said = answer(model, processor, prompts, codes[[number for number, _ in batch]], MAX_ANSWER_TOKENS)
             answers += map(normalize, said)
             bar.update(len(batch))
@@ -114,12 +114,12 @@ def evaluate_captions(
     Args:
         scenes: Held-out scenes, such as `Scenes(seed, "test", 500)`.
         seed (`int`): Chooses the captions' wording.
-        prompt (`str`): What is asked of each picture, by default `processor.caption_prompt`. With the empty text the
-            caption follows the picture directly, outside the chat layout that training uses.
+        prompt (`str`): What is asked of each image, by default `processor.caption_prompt`. With the empty text the
+            caption follows the image directly, outside the chat layout that training uses.
         examples (`int`): How many of the first scenes to describe.
 
     Returns:
-        `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the picture, the
+        `loss`, the mean cross-entropy in nats of a caption's token (with the one that ends it) given the image, the
         prompt and the tokens before it, over all captions together; `tokens`, their number; `scenes`, `seed` and
         `fit` (how images were fitted);
         `accuracy`, the share of the described scenes whose caption names exactly what is there (None where none was
@@ -133,7 +133,7 @@ def evaluate_captions(
     images = [scene.render() for scene in scenes]
     codes = encode(model, processor, images, batch_size)
     captions = [caption(scene, np.random.default_rng([seed, number])) for number, scene in enumerate(scenes)]
-    prompt = picture_prompt(processor, processor.caption_prompt if prompt is None else prompt)
+    prompt = image_prompt(processor, processor.caption_prompt if prompt is None else prompt)
     loss, tokens = 0.0, 0
     with evaluating(model):
         with tqdm(desc="Captions", unit=" captions", disable=not progress, total=len(captions)) as bar:

@@ -63,7 +63,7 @@ def write_card(folder: str | os.PathLike, record: Mapping) -> Path:
         folder: The folder that `save_pretrained` wrote.
         record: What training recorded:
             `kind` ("tokenizer", "chat" or "gen"), `recipe` (dict, shown as YAML), `seed`, `steps`, `seconds`,
-            `versions` (library to version), `data` (a sentence, or the id of a data set on the Hub),
+            `versions` (library to version), `data` (a sentence, or the id of a dataset on the Hub),
             `results` (list of dicts with `task`, `dataset`, `split`, `metric`, `value`; may be empty);
             and where there is something to say `losses` (name to last value), `notes` (list of sentences),
             `lpips_backbone` ("pretrained" or "random") and `weights` ("ema" for their moving average, or "raw").

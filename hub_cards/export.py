@@ -166,7 +166,7 @@ def _save_vision_tokenizer(model: Path, config: dict, folder: Path):
     import torch
     from safetensors import SafetensorError, safe_open
 
-    from modeling_ett.modeling_ibq import IBQModel
+    from ett.modeling_ett.modeling_ibq import IBQModel
 
     prefix, weights = "model.vision_tokenizer.", {}
     try:

@@ -1,14 +1,22 @@
-"""Charts for the report as inline SVG: no library, no script; their colours are the page's (CSS classes)."""
+"""Charts of the report, drawn by matplotlib, as SVG inside the page and in its colours."""
 
+import io
 import math
 from typing import Any
 
+import matplotlib
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-WIDTH, HEIGHT = 280, 130
-LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
-BAND_WIDTH, BAND_MARGIN, BAND_HEIGHT, BAND_AXIS = 340, 18, 52, 20
 MINUS = "\N{MINUS SIGN}"
+SIZE = (2.9, 1.35)
+"""Width and height of a curve in inches."""
+BAND_WIDTH, BAND_HEIGHT, BAND_AXIS = 3.6, 0.45, 0.45
+"""Inches of the rows of means and intervals."""
+COLOURS = {name: f"#0e77{number:02x}" for number, name in enumerate(("muted", "line", "accent", "frozen"))}
+"""Colours that stand for CSS variables of the page, which has a light and a dark set of them."""
+ROLES = {"frozen": "frozen", "tuned": "accent"}
 
 
 def format_number(value: float) -> str:
@@ -33,32 +41,17 @@ def line_chart(points: list[tuple[float, float]], label: str) -> Markup:
     if not points:
         return Markup("")
     steps, values = [step for step, _ in points], [value for _, value in points]
-    ticks = _ticks(*_clipped_range(values))
-    low, high = ticks[0], ticks[-1]
-    first, last = steps[0], max(steps[-1], steps[0] + 1)
-
-    def place(step: float, value: float) -> str:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / (last - first)
-        y = TOP + (HEIGHT - TOP - BOTTOM) * (high - min(max(value, low), high)) / (high - low)
-        return f"{x:.1f},{y:.1f}"
-
-    parts = []
-    for tick in ticks:
-        y = place(first, tick).split(",")[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="0.32em" text-anchor="end">{format_number(tick)}</text>')
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 4}">{first:,}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{last:,} steps</text>')
     means = _running_mean(values)
-    for name, line in (("raw", values), ("mean", means)):
-        path = " ".join(place(step, value) for step, value in zip(steps, line, strict=True))
-        parts.append(f'<polyline class="{name}" points="{path}"/>')
-    end_x, end_y = place(steps[-1], means[-1]).split(",")
-    parts.append(f'<circle class="end" cx="{end_x}" cy="{end_y}" r="2.6"/>')
-    return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{Markup.escape(label)}">'
-        f"{''.join(parts)}</svg>"
-    )
+    figure, axis = _axis(*SIZE)
+    axis.plot(steps, values, color=COLOURS["accent"], linewidth=0.8, alpha=0.3)
+    axis.plot(steps, means, color=COLOURS["accent"], linewidth=1.6)
+    axis.plot(steps[-1], means[-1], "o", color=COLOURS["accent"], markersize=3.5, clip_on=False)
+    axis.set_ylim(*_clipped_range(values))
+    axis.yaxis.set_major_locator(MaxNLocator(4))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axis.grid(axis="y", color=COLOURS["line"])
+    return _svg(figure, "chart", label)
 
 
 def interval_chart(rows: list[dict[str, Any]], names: tuple[str, ...], unit: str) -> Markup:
@@ -67,49 +60,52 @@ def interval_chart(rows: list[dict[str, Any]], names: tuple[str, ...], unit: str
     Args:
         rows: Each with `name`, and for each of `names` a `mean`, a `low` and a `high`. Without an interval (`low` and
             `high` are None) the mean stands alone.
-        names: What is compared, from top to bottom; the names are the CSS classes of the marks.
+        names: What is compared, from top to bottom, of `ROLES`.
         unit: `%` (values in 0..1), or any other unit for values as they are.
     """
-    values = [
-        value
-        for row in rows
-        for name in names
-        for value in (row[name]["low"], row[name]["mean"], row[name]["high"])
-        if value is not None and math.isfinite(value)
-    ]
-    if not values:
-        return Markup("")
     scale = 100 if unit == "%" else 1
-    ticks = _ticks(scale * min(values), scale * max(values))
-    span = ticks[-1] - ticks[0]
-
-    def place(value: float) -> float:
-        return BAND_MARGIN + (BAND_WIDTH - 2 * BAND_MARGIN) * (scale * value - ticks[0]) / span
-
-    bottom = BAND_HEIGHT * len(rows)
-    parts = []
-    for tick in ticks:
-        x = place(tick / scale)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}"/>')
-        text = f"{format_number(tick)}{'%' if unit == '%' else ''}"
-        parts.append(f'<text x="{x:.1f}" y="{bottom + BAND_AXIS - 5}" text-anchor="middle">{text}</text>')
-    for number, row in enumerate(rows):
-        top = BAND_HEIGHT * number
-        parts.append(f'<text class="name" x="{BAND_MARGIN}" y="{top + 15}">{Markup.escape(row["name"])}</text>')
+    shown = [row for row in rows if any(math.isfinite(row[name]["mean"]) for name in names)]
+    if not shown:
+        return Markup("")
+    figure, axis = _axis(BAND_WIDTH, BAND_HEIGHT * len(shown) + BAND_AXIS)
+    for number, row in enumerate(shown):
         for line, name in enumerate(names):
-            y, estimate = top + 26 + 13 * line, row[name]
-            if not math.isfinite(estimate["mean"]):
+            mean, low, high = (row[name][key] for key in ("mean", "low", "high"))
+            if not math.isfinite(mean):
                 continue
-            if estimate["low"] is not None and estimate["high"] is not None:
-                low, high = place(estimate["low"]), place(estimate["high"])
-                for x1, x2, half in ((low, high, 0), (low, low, 4), (high, high, 4)):
-                    parts.append(f'<line class="{name}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y - half}" y2="{y + half}"/>')
-            parts.append(f'<circle class="{name}" cx="{place(estimate["mean"]):.1f}" cy="{y}" r="4"/>')
-    label = f"Means and 95% intervals in {unit} of {', '.join(row['name'] for row in rows)}: {' and '.join(names)}"
-    return Markup(
-        f'<svg class="intervals" viewBox="0 0 {BAND_WIDTH} {bottom + BAND_AXIS}" role="img" '
-        f'aria-label="{Markup.escape(label)}">{"".join(parts)}</svg>'
-    )
+            spread = None if low is None or high is None else [[scale * (mean - low)], [scale * (high - mean)]]
+            place = number + 0.3 * (line - (len(names) - 1) / 2)
+            colour = COLOURS[ROLES[name]]
+            axis.errorbar(scale * mean, place, xerr=spread, fmt="o", color=colour, markersize=4.5, capsize=2.5)
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    axis.set_yticks(range(len(shown)), labels=[row["name"] for row in shown])
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value) + "%" * (unit == "%")))
+    axis.grid(axis="x", color=COLOURS["line"])
+    label = f"Means and 95% intervals in {unit} of {', '.join(row['name'] for row in shown)}: {' and '.join(names)}"
+    return _svg(figure, "intervals", label)
+
+
+def _axis(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.set_axisbelow(True)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=7, labelcolor=COLOURS["muted"])
+    return figure, axis
+
+
+def _svg(figure: Figure, css_class: str, label: str) -> Markup:
+    # Text stays text; the salt keeps names inside of one chart apart from those of another.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.family": "sans-serif"}):
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    svg = file.getvalue().partition("<svg ")[2]
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return Markup(f'<svg class="{css_class}" role="img" aria-label="{Markup.escape(label)}" {svg}')
 
 
 def _clipped_range(values: list[float]) -> tuple[float, float]:
@@ -117,18 +113,8 @@ def _clipped_range(values: list[float]) -> tuple[float, float]:
     later = values[len(values) // 10 :]
     low, high = min(later), max(later)
     spread = (high - low) or abs(high) * 0.1 or 1.0
-    return max(min(values), low - spread), min(max(values), high + spread)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to five round numbers from below `low` to above `high`."""
-    if high <= low:
-        low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
-    rough = (high - low) / 3
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * 0.999)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [index * step for index in range(first, last + 1)]
+    bottom, top = max(min(values), low - spread), min(max(values), high + spread)
+    return (bottom, top) if top > bottom else (bottom - spread, top + spread)
 
 
 def _running_mean(values: list[float]) -> list[float]:

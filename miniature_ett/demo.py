@@ -16,13 +16,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-import evaluation_ett
-import hub_cards
-import train
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor
-from scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
+from ett import evaluation_ett, hub_cards, train
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import PROMPT_CATEGORIES, Scenes, drawing_pair
 
 from .report import write_report
 from .study_summary import stored_summary
@@ -30,8 +28,8 @@ from .verdicts import has_learned, loss_change
 
 WORK = "ett-work"
 SPLITS = ("test", "unseen")
-GUIDANCE_SCALE = 2.0
-TEMPERATURE = 1.0
+GUIDANCE_SCALE, TEMPERATURE = 2.0, 1.0
+"""Sampling of images, which the folder of the generation model keeps; chosen on prompts of other seeds."""
 CAPTIONS = 100
 GENERATED_EXAMPLES = 8
 """Generated images of each category that the report may show."""
@@ -200,6 +198,8 @@ def evaluate(folders: dict[str, Path], seed: int, quick: bool) -> dict[str, Any]
     semantic, chat, gen = (
         ETTForConditionalGeneration.from_pretrained(folders[name]).to(device) for name in ("semantic", "chat", "gen")
     )
+    gen.keep_image_sampling(guidance_scale=GUIDANCE_SCALE, temperature=TEMPERATURE)
+    gen.generation_config.save_pretrained(folders["gen"])
     after = chat.model.vision_tokenizer
     scenes = [Scenes(seed, "test")[index] for index in range(24 if quick else 300)]
     images = [scene.render() for scene in scenes[:8]]
@@ -245,12 +245,12 @@ def measure_split(
     """Answers, captions and generated images for scenes and prompts of one split."""
     scenes = [Scenes(seed, split)[index] for index in range(num_scenes)]
     prompts = [drawing_pair(seed, split, index)[0] for index in range(num_prompts)]
-    sampling = {"guidance_scale": GUIDANCE_SCALE, "temperature": TEMPERATURE}
-    sampling |= {"examples_per_category": GENERATED_EXAMPLES}
     return {
         "understanding": evaluation_ett.evaluate_questions(chat, processor, scenes, 6, seed=seed),
         "captions": evaluation_ett.evaluate_captions(chat, processor, scenes, seed=seed, examples=CAPTIONS),
-        "generation": evaluation_ett.evaluate_drawings(gen, processor, prompts, seed=seed, **sampling),
+        "generation": evaluation_ett.evaluate_drawings(
+            gen, processor, prompts, seed=seed, examples_per_category=GENERATED_EXAMPLES
+        ),
     }
 
 

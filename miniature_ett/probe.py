@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from evaluation_ett.common import batches, evaluating, to_pixels
-from modeling_ett.modeling_ibq import IBQModel
-from scenes_ett import COLORS, ROWS, SHAPES, WORDS, Scene, Scenes
+from ett.evaluation_ett.common import batches, evaluating, to_pixels
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.scenes_ett import COLORS, ROWS, SHAPES, WORDS, Scene, Scenes
 
 GRID = 3
 PENALTY = 1e-3

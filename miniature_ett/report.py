@@ -15,8 +15,9 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from evaluation_ett.common import write_json, write_text
-from scenes_ett import PROMPT_CATEGORIES, UNSEEN_PAIRS, parse_caption
+from ett.common_ett.files import write_text
+from ett.evaluation_ett.common import write_json
+from ett.scenes_ett import PROMPT_CATEGORIES, UNSEEN_PAIRS, parse_caption
 
 from .charts import MINUS, format_number, interval_chart, line_chart
 from .verdicts import ATTRIBUTE_CHANCE, PROMPT_CHANCE, has_learned, is_at_chance, loss_change

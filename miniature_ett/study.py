@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ett
-import train
-from train.checkpointing.folders import WORK_FOLDER, FolderLock
+from ett import train
+from ett.train.checkpointing.folders import WORK_FOLDER, FolderLock
 
 from .schedule import Outcome, StopTasks, Task, run_tasks
 from .study_matrix import (

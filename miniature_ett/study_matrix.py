@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from train.recipes import suggestion
+from ett.common_ett.suggestions import suggestion
 
 SEEDS = {"textured": 5, "flat": 3}
 """Seeds of each ground; `flat` is the study's plain ground."""

@@ -14,8 +14,9 @@ from typing import Any
 
 import jinja2
 
-from evaluation_ett.common import write_json, write_text
-from scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES
+from ett.common_ett.files import write_text
+from ett.evaluation_ett.common import write_json
+from ett.scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES
 
 from .schedule_display import format_seconds
 from .study_claims import CONTROLS, PAPER_CLAIMS, PAPER_TABLE_4, PAPER_TABLE_5, Claim, judge

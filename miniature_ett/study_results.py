@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import stats
 
-from scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES
+from ett.scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES
 
 from .charts import MINUS
 

@@ -21,16 +21,15 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-import evaluation_ett
-import train
-from evaluation_ett.common import write_json
-from evaluation_ett.networks import RandomSqueezeFeatures
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor
-from scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES, Scene, Scenes, drawing_pair
-from train.checkpointing.checkpoints import CheckpointError
-from train.checkpointing.folders import WORK_FOLDER
+from ett import evaluation_ett, train
+from ett.evaluation_ett.common import write_json
+from ett.evaluation_ett.networks import RandomSqueezeFeatures
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor
+from ett.scenes_ett import PROMPT_CATEGORIES, QUESTION_TYPES, Scene, Scenes, drawing_pair
+from ett.train.checkpointing.checkpoints import CheckpointError
+from ett.train.checkpointing.folders import WORK_FOLDER
 
 from .probe import probe_tokenizer
 from .schedule import Report, StopTasks, peak_memory_gb

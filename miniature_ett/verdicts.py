@@ -8,8 +8,8 @@ import math
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from scenes_ett import CHANCE, SHAPES, SIZES
-from scenes_ett.scenes import MAX_SHAPES, SEEN_PAIRS
+from ett.scenes_ett import CHANCE, SHAPES, SIZES
+from ett.scenes_ett.scenes import MAX_SHAPES, SEEN_PAIRS
 
 MAX_LOSS_RATIO = 0.9
 STANDARD_ERRORS = 2

@@ -3,5 +3,3 @@
 Importing this package registers ETT with the Auto classes. The other files import nothing of ours but siblings, since
 export copies them into a model's folder. This file is not copied.
 """
-
-import ett  # noqa: F401 (registers ETT with the Auto classes)

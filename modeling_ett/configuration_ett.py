@@ -28,9 +28,9 @@ class ETTConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`): Configuration of any causal language model of transformers that
             takes `inputs_embeds`; the default is Qwen2.
         vq_config (`dict`): Configuration of the [`IBQModel`]; fields left out have the paper's values.
-        image_token_id (`int`): Placeholder that stands once for each code of a picture.
-        image_start_token_id, image_end_token_id (`int`): Tokens around a picture's placeholders.
-        image_size (`int`): Pixels along each side of the pictures that the model was trained on and draws by default.
+        image_token_id (`int`): Placeholder that stands once for each code of an image.
+        image_start_token_id, image_end_token_id (`int`): Tokens around an image's placeholders.
+        image_size (`int`): Pixels along each side of the images that the model was trained on and draws by default.
         visual_embedding (`"codebook"` or `"index"`): The language model's embedding of a code. `"codebook"`: the
             projected codebook embedding (the paper's method). `"index"`: a learned one for each of the K codes, of the
             language model's width, without a projector (the paper's baseline, as in Emu3).
@@ -90,8 +90,8 @@ class ETTConfig(PreTrainedConfig):
     def check_context(self, prompt_length: int, num_codes: int = 0):
         """
         Args:
-            prompt_length (`int`): Tokens of the prompt, those of pictures included.
-            num_codes (`int`): Codes of the picture to draw; without, one token of an answer has to fit.
+            prompt_length (`int`): Tokens of the prompt, those of images included.
+            num_codes (`int`): Codes of the image to draw; without, one token of an answer has to fit.
 
         Raises:
             ValueError: The language model's context has no room for the prompt and what is to follow.
@@ -101,11 +101,11 @@ class ETTConfig(PreTrainedConfig):
             return
         if num_codes:
             raise ValueError(
-                f"The prompt has {prompt_length} tokens and the picture {num_codes} codes, together more than the "
-                f"{context} of the language model's context; shorten the prompt or draw a smaller picture."
+                f"The prompt has {prompt_length} tokens and the image {num_codes} codes, together more than the "
+                f"{context} of the language model's context; shorten the prompt or draw a smaller image."
             )
         raise ValueError(
-            f"The prompt has {prompt_length} tokens, pictures included, and the language model's context ends at "
+            f"The prompt has {prompt_length} tokens, images included, and the language model's context ends at "
             f"{context}; shorten it."
         )
 

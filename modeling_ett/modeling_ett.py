@@ -3,11 +3,10 @@
 - Pixels, codes and codebook embeddings are three ways in; they meet at embeddings, and nothing after that point knows
   which it was.
 - The tokenizer is part of the model, so the caption loss reaches its encoder and its codebook.
-- The same embeddings are decoded to a picture when a reconstruction is asked for.
+- The same embeddings are decoded to an image when a reconstruction is asked for.
 """
 
 import copy
-import inspect
 import json
 import math
 import os
@@ -18,17 +17,31 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils import cached_file
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import cached_file, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_ett import ETTConfig
 from .generation_ett import ImageGenerationMixin
+from .joining_ett import check_parts, check_same_logits
 from .loading_ett import one_sentence
 from .modeling_ibq import IBQModel
 from .quantizer_ibq import IBQQuantizerOutput
 from .scoring_head import ScoringHead, summed_cross_entropy
+
+
+@dataclass
+class ETTImageFeatures(BaseModelOutputWithPooling):
+    """
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(num_images, num_codes, D)`): Codebook embeddings in raster order;
+            none of an "index" model.
+        pooler_output (`torch.Tensor` of shape `(num_images, num_codes, C)`): The projected images, image by image.
+        quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
+    """
+
+    quantized: IBQQuantizerOutput | None = None
 
 
 @dataclass
@@ -37,7 +50,7 @@ class ETTModelOutputWithPast(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`).
         cache, hidden_states, attentions: As in the language model.
-        image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected pictures.
+        image_hidden_states (`torch.Tensor` of shape `(num_images, num_codes, hidden_size)`): The projected images.
         quantized ([`IBQQuantizerOutput`]): What the tokenizer made of `pixel_values`; with its losses in training.
     """
 
@@ -57,7 +70,7 @@ class ETTCausalLMOutputWithPast(ModelOutput):
             (with `predict_codes`).
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`): Scores of text tokens; not where
             `skip_logits` holds.
-        code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each picture's codes, in raster
+        code_logits (`torch.Tensor` of shape `(num_images * num_codes, K)`): Scores of each image's codes, in raster
             order; given with `predict_codes`, but not where `skip_logits` holds.
         reconstruction (`torch.Tensor` of shape `(num_images, 3, H, W)`): Given with `return_reconstruction`; not
             clamped.
@@ -161,7 +174,7 @@ class ETTModel(ETTPreTrainedModel):
     """Tokenizer, projector and language model without heads. With `visual_embedding="index"` an embedding of the codes
     stands in the projector's place."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^visual_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^visual_head\."]
 
     def __init__(self, config: ETTConfig):
         super().__init__(config)
@@ -209,6 +222,13 @@ class ETTModel(ETTPreTrainedModel):
             return super()._apply(fn, recurse)
         finally:
             self._modules["vision_tokenizer"] = tokenizer
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        # Engines load a whole model through this class and drop what the rules above match: the head must not.
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        loading_info.unexpected_keys = {
+            name for name in loading_info.unexpected_keys if not name.startswith("lm_head.")
+        }
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -265,39 +285,38 @@ class ETTModel(ETTPreTrainedModel):
         width = math.isqrt(num_codes)
         if width * width != num_codes:
             raise ValueError(
-                f"image_embeds hold {num_codes} codes an image, from which code_positions cannot tell rows and "
+                f"codebook_embeds hold {num_codes} codes an image, from which code_positions cannot tell rows and "
                 "columns; give image_codes or pixel_values for images that are not square."
             )
         return width
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
-        detach_image_embeds: bool = False,
-    ) -> tuple[torch.FloatTensor, IBQQuantizerOutput | None]:
+        codebook_embeds: torch.FloatTensor | None = None,
+        detach_codebook_embeds: bool = False,
+        **kwargs,
+    ) -> tuple | ETTImageFeatures:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(num_images, 3, H, W)`, in `[-1, 1]`), or
             image_codes (`torch.LongTensor` of shape `(num_images, height, width)`), or
-            image_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
+            codebook_embeds (`torch.Tensor` of shape `(num_images, height * width, D)`): Codebook embeddings, raster
                 order.
-            detach_image_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of the
-                language model then train the projector and not the tokenizer.
-
-        Returns:
-            The projected images `(num_images, height * width, C)`, and for `pixel_values` the tokenizer's output.
+            detach_codebook_embeds (`bool`): Cut the gradient between codebook embeddings and projector. The losses of
+                the language model then train the projector and not the tokenizer.
 
         Raises:
             ValueError: Not exactly one of the three is given, embeddings are given to an "index" model, or with
                 `code_positions` embeddings of images that are not square, or images of more codes a side than the
                 model was made for.
         """
-        given = {"pixel_values": pixel_values, "image_codes": image_codes, "image_embeds": image_embeds}
+        given = {"pixel_values": pixel_values, "image_codes": image_codes, "codebook_embeds": codebook_embeds}
         names = [name for name, value in given.items() if value is not None]
         if len(names) != 1:
-            raise ValueError(f"Give pictures as one of {', '.join(given)}; given: {', '.join(names) or 'none'}.")
+            raise ValueError(f"Give images as one of {', '.join(given)}; given: {', '.join(names) or 'none'}.")
         quantized = None
         if pixel_values is not None:
             quantized = self.quantize_pixels(pixel_values)
@@ -305,23 +324,26 @@ class ETTModel(ETTPreTrainedModel):
         if self.config.visual_embedding == "index":
             if image_codes is None:
                 raise ValueError(
-                    'image_embeds were given to a model with visual_embedding="index", which has its own embedding '
+                    'codebook_embeds were given to a model with visual_embedding="index", which has its own embedding '
                     "for each code; give image_codes or pixel_values."
                 )
-            return self.index_embedding(image_codes.flatten(1)), quantized
+            return ETTImageFeatures(pooler_output=self.index_embedding(image_codes.flatten(1)), quantized=quantized)
         if quantized is not None:
-            image_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
+            codebook_embeds = quantized.embeddings.flatten(2).transpose(1, 2)
         elif image_codes is not None:
-            image_embeds = self._flat_embeddings(image_codes)
-        num_codes = image_embeds.shape[1]
+            codebook_embeds = self._flat_embeddings(image_codes)
+        num_codes = codebook_embeds.shape[1]
         if image_codes is not None:
             width = image_codes.shape[-1]
         else:
             width = self._width(num_codes) if self.config.code_positions else num_codes
         self.check_grid(num_codes // width, width)
-        places = torch.arange(num_codes, device=image_embeds.device)
-        return self.projector(image_embeds.detach() if detach_image_embeds else image_embeds, places, width), quantized
+        places = torch.arange(num_codes, device=codebook_embeds.device)
+        embeddings = codebook_embeds.detach() if detach_codebook_embeds else codebook_embeds
+        projected = self.projector(embeddings, places, width)
+        return ETTImageFeatures(last_hidden_state=codebook_embeds, pooler_output=projected, quantized=quantized)
 
+    @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
@@ -329,14 +351,14 @@ class ETTModel(ETTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        detach_image_embeds: bool = False,
+        detach_codebook_embeds: bool = False,
         **kwargs,
-    ) -> ETTModelOutputWithPast:
-        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_image_embeds`; their embeddings
+    ) -> tuple | ETTModelOutputWithPast:
+        """Images come as [`~ETTModel.get_image_features`] takes them, with `detach_codebook_embeds`; their embeddings
         replace, in order, the placeholders `config.image_token_id` in `input_ids`.
 
         Raises:
@@ -348,11 +370,12 @@ class ETTModel(ETTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_features = quantized = None
-        if not (pixel_values is None and image_codes is None and image_embeds is None):
-            image_features, quantized = self.get_image_features(
-                pixel_values, image_codes, image_embeds, detach_image_embeds
+        if not (pixel_values is None and image_codes is None and codebook_embeds is None):
+            features = self.get_image_features(
+                pixel_values, image_codes, codebook_embeds, detach_codebook_embeds, return_dict=True
             )
-            placeholders = self.placeholder_mask(input_ids, image_features)
+            image_features, quantized = features.pooler_output, features.quantized
+            placeholders = self.placeholder_mask(input_ids, image_features, inputs_embeds)
             inputs_embeds = inputs_embeds.masked_scatter(
                 placeholders.unsqueeze(-1), image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             )
@@ -361,6 +384,7 @@ class ETTModel(ETTPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             cache=cache,
+            return_dict=True,
             **kwargs,
         )
         return ETTModelOutputWithPast(
@@ -372,17 +396,25 @@ class ETTModel(ETTPreTrainedModel):
             quantized=quantized,
         )
 
-    def placeholder_mask(self, input_ids: torch.LongTensor | None, image_features: torch.Tensor) -> torch.BoolTensor:
-        """Where pictures stand in `input_ids`, of its shape."""
+    def placeholder_mask(
+        self,
+        input_ids: torch.LongTensor | None,
+        image_features: torch.Tensor,
+        inputs_embeds: torch.FloatTensor | None = None,
+    ) -> torch.BoolTensor:
+        """Where images stand in `input_ids`, of its shape; without these, where `inputs_embeds` are the placeholder's
+        embedding."""
         if input_ids is None:
-            raise ValueError("Pictures need input_ids with placeholders for them; only inputs_embeds were given.")
-        mask = input_ids == self.config.image_token_id
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(dim=-1)
+        else:
+            mask = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling():
             placeholders, codes = int(mask.sum()), image_features.shape[0] * image_features.shape[1]
             if placeholders != codes:
                 raise ValueError(
-                    f"input_ids hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
-                    f"{image_features.shape[0]} pictures have {codes} codes. Prepare both with one ETTProcessor call."
+                    f"The inputs hold {placeholders} image placeholders (token {self.config.image_token_id}), but the "
+                    f"{image_features.shape[0]} images have {codes} codes. Prepare both with one ETTProcessor call."
                 )
         return mask
 
@@ -447,39 +479,20 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             config_kwargs: Further fields of [`ETTConfig`], such as the image tokens' numbers and `visual_head`.
 
         Raises:
-            TypeError: `language_model` has no head, or one that does more than multiply, is of a family that takes no
-                embeddings or cannot be built from its configuration, or `vision_tokenizer` is no [`IBQModel`].
+            TypeError: See [`check_parts`] and [`check_same_logits`].
         """
-        head = language_model.get_output_embeddings()
-        if head is None:
-            raise TypeError(
-                f"{type(language_model).__name__} has no language-modelling head; load it with AutoModelForCausalLM."
-            )
-        text_config = language_model.config
-        scaling = getattr(text_config, "logits_scaling", 1.0) or 1.0
-        if (
-            head.state_dict().keys() != {"weight"}
-            or getattr(text_config, "final_logit_softcapping", None)
-            or scaling != 1.0
-        ):
-            raise TypeError(
-                f"{type(language_model).__name__} adds to, scales or caps what its head's matrix gives; ETT supports "
-                "heads without, such as those of Qwen, Llama, SmolLM and Gemma 1 and 3."
-            )
-        if type(vision_tokenizer).__name__ != IBQModel.__name__:
-            raise TypeError(f"vision_tokenizer is a {type(vision_tokenizer).__name__}; expected an IBQModel.")
+        check_parts(language_model, vision_tokenizer)
         vq_config = {name: value for name, value in vision_tokenizer.config.items() if not name.startswith("_")}
         text_config = language_model.config.to_dict()
         if processor is not None:
             names = ("image_token_id", "image_start_token_id", "image_end_token_id")
             config_kwargs = {**{name: getattr(processor, name) for name in names}, **config_kwargs}
-        _require_base_model(language_model)
         model = cls(ETTConfig(text_config=text_config, vq_config=vq_config, **config_kwargs))
         model.model.vision_tokenizer.load_state_dict(vision_tokenizer.state_dict())
         model.model.language_model.load_state_dict(language_model.base_model.state_dict())
         model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
         model.tie_weights()
-        _require_same_logits(model, language_model)
+        check_same_logits(model, language_model)
         if language_model.generation_config is not None:
             model.generation_config = language_model.generation_config
         if processor is not None:
@@ -504,14 +517,21 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def get_image_features(self, pixel_values: torch.FloatTensor | None = None, **kwargs) -> tuple | ETTImageFeatures:
+        """As [`ETTModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
     def set_output_embeddings(self, value: nn.Module):
         if not isinstance(value, ScoringHead):
             # Resizing makes a plain layer.
             weight, (num_tokens, hidden_size) = value.weight, value.weight.shape
             value = ScoringHead(hidden_size, num_tokens, device="meta")
             value.weight = weight
+            # It has its values, which a later `post_init` leaves alone.
+            value._is_hf_initialized = value.weight._is_hf_initialized = True
         self.lm_head = value
 
+    @can_return_tuple
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
@@ -519,24 +539,27 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        shift_labels: torch.LongTensor | None = None,
         predict_codes: bool = False,
         return_reconstruction: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | None = None,
         skip_logits: bool | None = None,
         **kwargs,
-    ) -> ETTCausalLMOutputWithPast:
+    ) -> tuple | ETTCausalLMOutputWithPast:
         """
         Args:
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Text tokens to predict, -100 where
                 none (equation 2).
-            predict_codes (`bool`): Also predict the pictures' codes, each from what stands before it.
-            return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to a picture.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`): In place of `labels`, the token
+                that follows each position.
+            predict_codes (`bool`): Also predict the images' codes, each from what stands before it.
+            return_reconstruction (`bool`): Also decode `pixel_values`' embeddings to an image.
             logits_to_keep (`int` or `torch.Tensor`): As everywhere in transformers.
             num_items_in_batch (`torch.Tensor`): Number of labels over which the losses are averaged.
             skip_logits (`bool`): Compute the losses of labels alone, without the scores of all positions; by default
@@ -549,20 +572,24 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_codes=image_codes,
-            image_embeds=image_embeds,
+            codebook_embeds=codebook_embeds,
             position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
         losses, logits, code_logits, reconstruction = [], None, None, None
+        has_labels = labels is not None or shift_labels is not None
         if skip_logits is None:
-            skip_logits = self.training and (labels is not None or predict_codes)
-        if not skip_logits and (labels is not None or not predict_codes):
+            skip_logits = self.training and (has_labels or predict_codes)
+        if not skip_logits and (has_labels or not predict_codes):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
-        if labels is not None:
+        if shift_labels is not None:
+            losses.append(self._loss(self.lm_head, hidden_states, shift_labels, num_items_in_batch))
+        elif labels is not None:
             losses.append(self._loss(self.lm_head, hidden_states[:, :-1], labels[:, 1:], num_items_in_batch))
         if predict_codes:
             self.require_visual_head()
@@ -612,7 +639,7 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         input_ids: torch.LongTensor,
         pixel_values: torch.FloatTensor | None = None,
         image_codes: torch.LongTensor | None = None,
-        image_embeds: torch.FloatTensor | None = None,
+        codebook_embeds: torch.FloatTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         is_first_iteration: bool = False,
         **kwargs,
@@ -620,9 +647,9 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        # Later steps find the pictures in the cache.
+        # Later steps find the images in the cache.
         if is_first_iteration or not kwargs.get("use_cache", True):
-            model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, image_embeds=image_embeds)
+            model_inputs.update(pixel_values=pixel_values, image_codes=image_codes, codebook_embeds=codebook_embeds)
         return model_inputs
 
     def _expand_inputs_for_generation(
@@ -632,88 +659,31 @@ class ETTForConditionalGeneration(ImageGenerationMixin, ETTPreTrainedModel, Gene
         input_ids: torch.LongTensor | None = None,
         **model_kwargs,
     ):
-        """As in every model, but with a text all of its pictures are repeated, however many it has."""
-        names = ("pixel_values", "image_codes", "image_embeds")
-        pictures = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
-        if expand_size > 1 and len(pictures) == 1 and model_kwargs.get("inputs_embeds") is None:
-            [(name, values)] = pictures.items()
+        """As in every model, but with a text all of its images are repeated, however many it has."""
+        names = ("pixel_values", "image_codes", "codebook_embeds")
+        images = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
+        if expand_size > 1 and len(images) == 1:
+            [(name, values)] = images.items()
             if name == "pixel_values":
                 # Once, not once a copy.
                 name, values = "image_codes", self.model.quantize_pixels(values).codes
             codes = values.flatten(1) if name == "image_codes" else values
-            numbers = self.model.placeholder_mask(input_ids, codes).sum(dim=1).tolist()
+            embeds = model_kwargs.get("inputs_embeds")
+            places = self.model.placeholder_mask(input_ids if embeds is None else None, codes, embeds)
+            numbers = places.sum(dim=1).tolist()
             repeated = [group for group in codes.flatten(0, 1).split(numbers) for _ in range(expand_size)]
-            pictures = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
+            images = {name: torch.cat(repeated).view(-1, *values.shape[1:])}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        return input_ids, {**model_kwargs, **pictures}
-
-
-PROBE_LENGTH = 4
-"""Tokens by which two language models are compared."""
-
-
-def _unsupported(language_model: PreTrainedModel, reason: str) -> TypeError:
-    return TypeError(
-        f"{type(language_model).__name__} {reason}; choose a decoder-only language model such as Qwen2, Llama, "
-        "SmolLM3 or Gemma 3."
-    )
-
-
-def _require_base_model(language_model: PreTrainedModel):
-    """Raises `TypeError` where `AutoModel` cannot build the model below a language model's head from its
-    configuration, or where that takes other weights or inputs. Nothing is computed, and no memory is needed."""
-    try:
-        config = AutoConfig.for_model(**language_model.config.to_dict())
-        with torch.device("meta"):
-            found = AutoModel.from_config(config)
-        head_shape = (config.vocab_size, config.hidden_size)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unsupported(language_model, "has no model without head that AutoModel builds") from error
-    if tuple(language_model.get_output_embeddings().weight.shape) != head_shape:
-        raise _unsupported(language_model, f"has a head of another shape than {head_shape[0]} x {head_shape[1]}")
-    own, expected = language_model.base_model.state_dict(), found.state_dict()
-    if own.keys() != expected.keys() or any(own[name].shape != value.shape for name, value in expected.items()):
-        raise _unsupported(language_model, f"keeps other weights than the {type(found).__name__} of its configuration")
-    parameters = inspect.signature(found.forward).parameters
-    if missing := sorted({"inputs_embeds", "attention_mask"} - parameters.keys()):
-        raise _unsupported(language_model, f"takes no {' and no '.join(missing)}, as which images are given to it")
-
-
-@torch.no_grad()
-def _require_same_logits(model: "ETTForConditionalGeneration", language_model: PreTrainedModel):
-    """Raises `TypeError` where a model scores a few tokens otherwise than the language model it was made of, which
-    then scales its embeddings, hidden states or logits in a way that is not the head's. Without weights (on the meta
-    device) nothing is compared."""
-    parameters = [*model.parameters(), *language_model.parameters()]
-    if any(parameter.is_meta for parameter in parameters):
-        return
-    vocab_size = language_model.get_output_embeddings().weight.shape[0]
-    ids = torch.arange(1, PROBE_LENGTH + 1)[None] * max(1, vocab_size // (PROBE_LENGTH + 1)) % vocab_size
-    scores = []
-    for one in (model, language_model):
-        was_training = one.training
-        one.eval()
-        try:
-            scores.append(one(input_ids=ids.to(one.device), use_cache=False).logits.double().cpu())
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise _unsupported(language_model, "does not run on embeddings and an attention mask alone") from error
-        finally:
-            one.train(was_training)
-    found, expected = scores
-    # Half precision rounds in each layer; scales and shifts that matter are larger.
-    tolerance = 0.1 if any(parameter.dtype.itemsize < 4 for parameter in parameters) else 1e-3
-    if found.shape != expected.shape or not (found - expected).abs().max() <= tolerance * expected.abs().max():
-        raise _unsupported(
-            language_model, "scales or shifts what its layers and its head's matrix give, in a way that ETT does not"
-        )
+        return input_ids, {**model_kwargs, **images}
 
 
 __all__ = [
     "CodePositions",
     "ETTCausalLMOutputWithPast",
     "ETTForConditionalGeneration",
+    "ETTImageFeatures",
     "ETTModel",
     "ETTModelOutputWithPast",
     "ETTPreTrainedModel",

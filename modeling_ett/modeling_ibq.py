@@ -39,6 +39,29 @@ class IBQModelOutput(DecoderOutput):
     quantized: IBQQuantizerOutput | None = None
 
 
+class KeptLinear(nn.Module):
+    """A linear map that is no `nn.Linear`: engines and quantizers replace every one of those by a layer in half
+    precision or of integers, in which attention of the tokenizer would lead to other codes."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def reset_parameters(self):
+        nn.Linear.reset_parameters(self)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self.weight, self.bias)
+
+
+def _keep_linear_maps(module: nn.Module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            module.register_module(name, KeptLinear(child))
+        else:
+            _keep_linear_maps(child)
+
+
 class IBQModel(VQModel):
     r"""
     IBQ vision tokenizer (Shi et al. 2024): an image of `(H, W)` pixels becomes `(H / 16, W / 16)` codes and back.
@@ -46,8 +69,8 @@ class IBQModel(VQModel):
     Encoder and decoder are diffusers' own, which equal IBQ's; the quantizer is index backpropagation quantization.
     Defaults are the ETT paper's tokenizer (section 3.1): factor 16, 131,072 codes of width 256.
 
-    Pictures may have any sides that are multiples of the factor. For large ones there is [`~IBQModel.enable_tiling`],
-    for large batches `enable_slicing`, which sends one picture at a time through encoder and decoder.
+    Images may have any sides that are multiples of the factor. For large ones there is [`~IBQModel.enable_tiling`],
+    for large batches `enable_slicing`, which sends one image at a time through encoder and decoder.
 
     Args:
         in_channels, out_channels (`int`): Channels of the images.
@@ -152,6 +175,7 @@ class IBQModel(VQModel):
             norm_num_groups=norm_num_groups,
             mid_block_add_attention=mid_block_add_attention,
         )
+        _keep_linear_maps(self)
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = 512
@@ -227,9 +251,9 @@ class IBQModel(VQModel):
 
     def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None):
         """
-        From here on, pictures larger than a tile go through encoder and decoder in overlapping tiles, which are
-        blended where they overlap: without gradients, both need memory for a tile instead of the picture. Smaller
-        pictures come out exactly as without. Attention and group normalization see one tile at a time, so larger
+        From here on, images larger than a tile go through encoder and decoder in overlapping tiles, which are
+        blended where they overlap: without gradients, both need memory for a tile instead of the image. Smaller
+        images come out exactly as without. Attention and group normalization see one tile at a time, so larger
         ones come out somewhat different, and some of their codes too.
 
         Args:
@@ -262,12 +286,12 @@ class IBQModel(VQModel):
             `VQEncoderOutput` with `latents` of shape `(batch_size, dim, H / spatial_factor, W / spatial_factor)`.
 
         Raises:
-            ValueError: A side of the picture is no multiple of `spatial_factor`.
+            ValueError: A side of the image is no multiple of `spatial_factor`.
         """
         height, width = x.shape[-2:]
         if height % self.spatial_factor or width % self.spatial_factor or 0 in (height, width):
             raise ValueError(
-                f"The pictures are {height} x {width} pixels (height x width); this tokenizer needs sides that are "
+                f"The images are {height} x {width} pixels (height x width); this tokenizer needs sides that are "
                 f"multiples of {self.spatial_factor}. Resize or crop them first, for instance with ETTImageProcessor."
             )
         latents = self._in_parts(self._encode, self.tiled_encode, x, self.spatial_factor)
@@ -310,7 +334,7 @@ class IBQModel(VQModel):
         return centred * self.config.pixel_std + self.config.pixel_mean
 
     def _in_parts(self, whole: Transform, tiled: Transform, x: torch.Tensor, side: int) -> torch.Tensor:
-        """`x` through one of the two, a picture at a time if slicing is enabled; a code's side is `side` in `x`."""
+        """`x` through one of the two, an image at a time if slicing is enabled; a code's side is `side` in `x`."""
         is_large = max(x.shape[-2:]) > self.tile_latent_min_size * side
         transform = tiled if self.use_tiling and is_large else whole
         return torch.cat([transform(part) for part in x.split(1)]) if self.use_slicing else transform(x)
@@ -319,7 +343,7 @@ class IBQModel(VQModel):
         """`transform` of `x` tile by tile; a code's side is `side_given` in `x` and `side_made` in what is made."""
         tile = self.tile_latent_min_size
         stride = tile - int(tile * self.tile_overlap_factor)
-        # The last tile ends where the picture does, so that none is a sliver with too little around it.
+        # The last tile ends where the image does, so that none is a sliver with too little around it.
         tops, lefts = (
             [*range(0, side // side_given - tile, stride), max(side // side_given - tile, 0)] for side in x.shape[-2:]
         )
@@ -353,7 +377,7 @@ class IBQModel(VQModel):
         return self.quantize.lookup(codes)
 
     def decode_codes(self, codes: torch.LongTensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Codes `(batch_size, height, width)` to pictures, as [`~IBQModel.decode`] returns them.
+        """Codes `(batch_size, height, width)` to images, as [`~IBQModel.decode`] returns them.
 
         Raises:
             ValueError: `codes` is not of three dimensions, or a code lies outside the codebook.

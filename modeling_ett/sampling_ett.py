@@ -1,11 +1,11 @@
-"""Choosing a picture's codes by their scores, without sorting them and without waiting for a value."""
+"""Choosing an image's codes by their scores, without waiting for a value."""
 
 import torch
 
 
 class CodeSampler:
     """
-    Chooses codes place by place. Each place of a picture has noise of its own, drawn in the places' order; the code is
+    Chooses codes place by place. Each place of an image has noise of its own, drawn in the places' order; the code is
     a function of the scores and that noise, so whoever asks again for a place, with better scores, does not roll the
     dice again.
 
@@ -13,7 +13,7 @@ class CodeSampler:
     probability says.
 
     Args:
-        generator (`torch.Generator` or a list of one a picture): Source of the noise, on the device of the scores or
+        generator (`torch.Generator` or a list of one an image): Source of the noise, on the device of the scores or
             the CPU.
         do_sample (`bool`): Sample, or take the best code each time.
         temperature (`float`): Divides scores.
@@ -36,11 +36,11 @@ class CodeSampler:
     def __call__(self, scores: torch.Tensor, first: int) -> torch.LongTensor:
         """
         Args:
-            scores (`torch.FloatTensor` of shape `(num_pictures, num_places, K)`): Of consecutive places.
+            scores (`torch.FloatTensor` of shape `(num_images, num_places, K)`): Of consecutive places.
             first (`int`): The first one; noise of those before it is forgotten.
 
         Returns:
-            Codes of shape `(num_pictures, num_places)`.
+            Codes of shape `(num_images, num_places)`.
         """
         if not self.do_sample:
             return scores.argmax(dim=-1)
@@ -63,7 +63,7 @@ class CodeSampler:
         return scores
 
     def _new_noise(self, scores: torch.Tensor) -> torch.Tensor:
-        """Of the exponential distribution, for each of `scores` `(num_pictures, K)`; drawn where the generator is."""
+        """Of the exponential distribution, for each of `scores` `(num_images, K)`; drawn where the generator is."""
         if not isinstance(self.generator, (list, tuple)):
             return self._exponential(scores, self.generator)
         return torch.stack([self._exponential(row, own) for row, own in zip(scores, self.generator, strict=True)])
@@ -76,14 +76,10 @@ class CodeSampler:
 
 def nucleus_threshold(probabilities: torch.FloatTensor, top_p: float) -> torch.FloatTensor:
     """The least probability `(..., 1)` in the smallest set of a row of `probabilities` `(..., K)` that sums to `top_p`
-    or more, of float32. Found by halving the range of all floats from 0 to 1, whose bits are in their order."""
-    low = torch.zeros_like(probabilities[..., :1], dtype=torch.int32)
-    high = torch.ones_like(probabilities[..., :1]).view(torch.int32)
-    for _ in range(31):
-        middle = (low + high + 1) // 2
-        mass = probabilities.masked_fill(probabilities < middle.view(torch.float32), 0).sum(dim=-1, keepdim=True)
-        low, high = torch.where(mass >= top_p, middle, low), torch.where(mass >= top_p, high, middle - 1)
-    return low.view(torch.float32)
+    or more."""
+    ordered = probabilities.sort(dim=-1, descending=True).values
+    is_surplus = ordered.cumsum(dim=-1) - ordered >= top_p
+    return ordered.masked_fill(is_surplus, 1).amin(dim=-1, keepdim=True)
 
 
 __all__ = ["CodeSampler", "nucleus_threshold"]

@@ -1,13 +1,11 @@
 """Images and text in, tensors out, and back again. Importing this package registers ETT with the Auto classes."""
 
 from .chat_template_ett import build_chat_template
-from .image_processing_ett import MAX_IMAGE_PIXELS, ETTImageProcessor, ImageError, MissingImageError, load_image
+from .image_processing_ett import ETTImageProcessor
+from .image_reading_ett import MAX_IMAGE_PIXELS, ImageError, MissingImageError, load_image
 from .pipeline_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, register_pipelines
 from .processing_ett import CAPTION_PROMPT, ETTProcessor
 from .word_tokenizer import build_word_tokenizer, unknown_words
-
-# Last, because registration uses the classes above. This file is not copied into a model's folder on the Hub.
-import ett  # noqa: F401 isort:skip (registers ETT with the Auto classes)
 
 __all__ = [
     "CAPTION_PROMPT",

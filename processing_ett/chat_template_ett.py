@@ -1,4 +1,4 @@
-"""The chat template: how turns, their text and their pictures become one text."""
+"""The chat template: how turns, their text and their images become one text."""
 
 from transformers import PreTrainedTokenizerBase
 

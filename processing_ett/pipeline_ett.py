@@ -30,7 +30,7 @@ class _CheckedInputs:
 
     def __call__(self, *args, **kwargs):
         if _is_ett(self.model) and any(map(_has_empty_list, (*args, kwargs.get("text")))):
-            raise ValueError("An empty list was given; fill it with pictures, texts or a chat's messages.")
+            raise ValueError("An empty list was given; fill it with images, texts or a chat's messages.")
         return super().__call__(*args, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -42,13 +42,13 @@ class _CheckedInputs:
     def preprocess(self, inputs=None, **kwargs):
         messages = getattr(inputs, "messages", None)
         if _is_ett(self.model) and messages and _is_blank(messages[-1]["content"]):
-            raise ValueError("The last message of the chat is empty; say something in it, or show a picture.")
+            raise ValueError("The last message of the chat is empty; say something in it, or show an image.")
         return super().preprocess(inputs, **kwargs)
 
 
 class ETTImageTextToTextPipeline(_CheckedInputs, ImageTextToTextPipeline):
     """
-    The image-text-to-text pipeline, in which an ETT model's pictures are opened as everywhere else in ETT: with limits
+    The image-text-to-text pipeline, in which an ETT model's images are opened as everywhere else in ETT: with limits
     of their size and of the time that a URL takes, in every mode of colour, over white.
 
         pipe = pipeline("image-text-to-text", model="ett-chat")
@@ -59,9 +59,9 @@ class ETTImageTextToTextPipeline(_CheckedInputs, ImageTextToTextPipeline):
     """
 
     def __call__(self, images=None, text=None, **kwargs):
-        if _is_ett(self.model) and text is None and (_is_picture(images) or _is_list_of_pictures(images)):
+        if _is_ett(self.model) and text is None and (_is_image(images) or _is_list_of_images(images)):
             raise ValueError(
-                'Pictures were given without a text; give one, or use pipeline("image-to-text"), which describes them.'
+                'Images were given without a text; give one, or use pipeline("image-to-text"), which describes them.'
             )
         return super().__call__(images, text, **kwargs)
 
@@ -81,61 +81,61 @@ class ETTImageTextToTextPipeline(_CheckedInputs, ImageTextToTextPipeline):
 
 class ETTImageToTextPipeline(ETTImageTextToTextPipeline):
     """
-    The image-text-to-text pipeline, in which an ETT model also takes a picture without text.
+    The image-text-to-text pipeline, in which an ETT model also takes an image without text.
 
         pipe = pipeline("image-to-text", model="ett-chat")
         pipe("photo.png")                                    # [{"generated_text": "a red circle at the top."}]
         pipe("photo.png", "what color is the circle?")       # [{"generated_text": "red"}]
-        pipe(["one.png", "two.png"], batch_size=2)           # one such list for each picture
-        for answers in pipe(KeyDataset(photos, "image")):    # or any other iterable of pictures, read as it goes
+        pipe(["one.png", "two.png"], batch_size=2)           # one such list for each image
+        for answers in pipe(KeyDataset(photos, "image")):    # or any other iterable of images, read as it goes
 
-    Generators and data sets hold pictures. Called with chats, and with any other model, it is an
+    Generators and datasets hold images. Called with chats, and with any other model, it is an
     `ImageTextToTextPipeline`.
     """
 
     def __call__(self, images=None, text=None, prompt=None, **kwargs):
         """
         Args:
-            images (`str`, `Path`, `PIL.Image.Image`, array, tensor, or an iterable of them): Paths, URLs or pictures.
-            text (`str`, or a list with one for each picture, *optional*): A question or an instruction; by default the
+            images (`str`, `Path`, `PIL.Image.Image`, array, tensor, or an iterable of them): Paths, URLs or images.
+            text (`str`, or a list with one for each image, *optional*): A question or an instruction; by default the
                 processor's `caption_prompt`. `prompt` is its name in the image-to-text pipeline of transformers 4.
             kwargs: As of `ImageTextToTextPipeline`, for instance `max_new_tokens`.
 
         Returns:
-            `list[dict]` with the key `generated_text`; for a list of pictures, one such list for each; for a generator
-            or a data set an iterator over such lists.
+            `list[dict]` with the key `generated_text`; for a list of images, one such list for each; for a generator
+            or a dataset an iterator over such lists.
 
         Raises:
-            ImageError: A picture cannot be used.
-            TypeError: Something else than pictures is given, for instance the rows of a data set.
-            ValueError: There is no picture, `images` and `text` are lists of different lengths, or a question is
+            ImageError: An image cannot be used.
+            TypeError: Something else than images is given, for instance the rows of a dataset.
+            ValueError: There is no image, `images` and `text` are lists of different lengths, or a question is
                 empty or longer than the language model's context.
         """
         text = prompt if text is None else text
         if not _is_ett(self.model) or _is_chat(images) or _is_chat(text):
             return super().__call__(images, text, **kwargs)
         if images is None or _has_empty_list(images):
-            raise ValueError("There is no picture; image-to-text needs one, as a path, URL or opened picture.")
+            raise ValueError("There is no image; image-to-text needs one, as a path, URL or opened image.")
         kwargs = {"return_full_text": False, **kwargs}
         if _is_stream(images):
             if isinstance(text, (list, tuple)):
-                raise ValueError("A generator or a data set of pictures takes one text for all; a list was given.")
-            return map(_texts, super().__call__((self._chat(picture, text) for picture in images), **kwargs))
-        pictures = images if isinstance(images, (list, tuple)) else [images]
-        texts = text if isinstance(text, (list, tuple)) else [text] * len(pictures)
-        if len(texts) != len(pictures):
-            raise ValueError(f"There are {len(pictures)} pictures and {len(texts)} texts; give each picture one.")
-        chats = [self._chat(picture, question) for picture, question in zip(pictures, texts, strict=True)]
+                raise ValueError("A generator or a dataset of images takes one text for all; a list was given.")
+            return map(_texts, super().__call__((self._chat(image, text) for image in images), **kwargs))
+        each = images if isinstance(images, (list, tuple)) else [images]
+        texts = text if isinstance(text, (list, tuple)) else [text] * len(each)
+        if len(texts) != len(each):
+            raise ValueError(f"There are {len(each)} images and {len(texts)} texts; give each image one.")
+        chats = [self._chat(image, question) for image, question in zip(each, texts, strict=True)]
         answers = [_texts(group) for group in super().__call__(chats, **kwargs)]
-        return answers if pictures is images else answers[0]
+        return answers if each is images else answers[0]
 
-    def _chat(self, picture, question: str | None) -> list[dict]:
-        if not _is_picture(picture):
+    def _chat(self, image, question: str | None) -> list[dict]:
+        if not _is_image(image):
             raise TypeError(
-                f"Got a value of type {type(picture).__name__}; expected a picture, its path or URL, or of a data set "
-                'the column of its pictures, such as KeyDataset(dataset, "image").'
+                f"Got a value of type {type(image).__name__}; expected an image, its path or URL, or of a dataset "
+                'the column of its images, such as KeyDataset(dataset, "image").'
             )
-        return self.processor.chat_about(picture, question)
+        return self.processor.chat_about(image, question)
 
     def postprocess(self, model_outputs, **kwargs):
         records = super().postprocess(model_outputs, **kwargs)
@@ -152,9 +152,9 @@ class ETTAnyToAnyPipeline(_CheckedInputs, AnyToAnyPipeline):
 
         pipe = pipeline("any-to-any", model="ett-gen")
         pipe(text="a red circle", generation_mode="image")   # [{"input_text": ..., "generated_image": <PIL.Image>}]
-        pipe(text=chat, return_full_text=False)              # with pictures in it: [{..., "generated_text": "red"}]
+        pipe(text=chat, return_full_text=False)              # with images in it: [{..., "generated_text": "red"}]
 
-    Options of a drawing, such as `guidance_scale` and `num_images_per_prompt`, stand in `generate_kwargs`; limits of a
+    Options of a drawing, such as `guidance_scale` and `num_return_sequences`, stand in `generate_kwargs`; limits of a
     text, such as `max_new_tokens`, say nothing about one. With any other model it is an `AnyToAnyPipeline`.
     """
 
@@ -183,9 +183,9 @@ class ETTAnyToAnyPipeline(_CheckedInputs, AnyToAnyPipeline):
         prompts = model_outputs["prompts"]
         prompts = prompts if isinstance(prompts, list) else [prompts]
         return [
-            {"input_text": getattr(prompt, "messages", prompt), "generated_image": picture}
+            {"input_text": getattr(prompt, "messages", prompt), "generated_image": image}
             for prompt, pixels in zip(prompts, model_outputs["pixels"], strict=True)
-            for picture in self.processor.post_process_images(pixels)
+            for image in self.processor.post_process_images(pixels)
         ]
 
 
@@ -193,22 +193,22 @@ def _is_ett(model: PreTrainedModel) -> bool:
     return model.config.model_type == "ett"
 
 
-def _is_picture(value) -> bool:
+def _is_image(value) -> bool:
     return isinstance(value, (str, bytes, Path, Image.Image, np.ndarray, torch.Tensor))
 
 
-def _is_list_of_pictures(value) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_picture, value))
+def _is_list_of_images(value) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_image, value))
 
 
 def _is_stream(value) -> bool:
-    """Whether `value` is a generator, a data set or another iterable that is no list."""
+    """Whether `value` is a generator, a dataset or another iterable that is no list."""
     is_iterable = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
-    return is_iterable and not (_is_picture(value) or isinstance(value, (list, tuple, dict)))
+    return is_iterable and not (_is_image(value) or isinstance(value, (list, tuple, dict)))
 
 
 def _is_chat(value) -> bool:
-    """Whether `value` holds messages, or texts and pictures in a dict."""
+    """Whether `value` holds messages, or texts and images in a dict."""
     return isinstance(value, dict) or (isinstance(value, (list, tuple)) and any(map(_is_chat, value)))
 
 
@@ -217,7 +217,7 @@ def _has_empty_list(value) -> bool:
 
 
 def _is_blank(content) -> bool:
-    """Whether the content of a message is no picture, and no text but white space."""
+    """Whether the content of a message is no image, and no text but white space."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     return all(part["type"] == "text" and not (part["text"] or "").strip() for part in parts)
 

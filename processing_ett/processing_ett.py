@@ -1,4 +1,4 @@
-"""One call from pictures and text to what the model takes, and back from what it gives."""
+"""One call from images and text to what the model takes, and back from what it gives."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, TensorType
+from transformers.processing_utils import MultiModalData
 
 from .chat_template_ett import build_chat_template
 from .image_processing_ett import ETTImageProcessor, height_and_width, one_sentence
@@ -25,20 +26,20 @@ from .text_encoding_ett import (
 from .word_tokenizer import unknown_words
 
 IMAGE_TOKENS = ("<image>", "<image_start>", "<image_end>")
-"""Placeholder, start and end of a picture where the tokenizer has none of its own."""
+"""Placeholder, start and end of an image where the tokenizer has none of its own."""
 
 MAX_CODES = 2**16
 """Most codes of an image: as of 4096 x 4096 pixels in the paper's tokenizer."""
 
 CAPTION_PROMPT = "Describe the image."
-"""What is asked of a picture that comes without text, unless a processor says otherwise."""
+"""What is asked of an image that comes without text, unless a processor says otherwise."""
 
 QWEN_IMAGE_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 class ETTProcessor(ProcessorMixin):
     r"""
-    Joins an [`ETTImageProcessor`] and a tokenizer; with a vision tokenizer it also turns pictures into codes or
+    Joins an [`ETTImageProcessor`] and a tokenizer; with a vision tokenizer it also turns images into codes or
     embeddings.
 
     Args:
@@ -48,9 +49,9 @@ class ETTProcessor(ProcessorMixin):
         vision_tokenizer (`IBQModel`, *optional*): Needed by `return_codes` and `return_embeddings` only. It is a model
             and never saved with the processor; it may be set and removed as an attribute at any time.
         spatial_factor (`int`, defaults to 16): Pixels a code along each side.
-        image_token, image_start_token, image_end_token (`str`): The placeholder, which stands once for each picture in
-            a text and once for each code in the tokens, and what stands before and after a picture.
-        caption_prompt (`str`): What is asked of pictures that come without text.
+        image_token, image_start_token, image_end_token (`str`): The placeholder, which stands once for each image in
+            a text and once for each code in the tokens, and what stands before and after an image.
+        caption_prompt (`str`): What is asked of images that come without text.
         chat_template (`str`, *optional*): By default the one of [`build_chat_template`].
 
     Raises:
@@ -170,7 +171,7 @@ class ETTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_codes", "image_embeds"]
+        return [*super().model_input_names, "image_codes", "codebook_embeds"]
 
     def __call__(
         self,
@@ -187,11 +188,11 @@ class ETTProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: A picture or a list of them (`PIL.Image.Image`, arrays, tensors, paths), in the order of their
+            images: An image or a list of them (`PIL.Image.Image`, arrays, tensors, paths), in the order of their
                 placeholders; or a list of such lists, one for each text.
-            text (`str` or `list[str]`, *optional*): With one `image_token` for each picture. Left out, every picture,
-                or every list of pictures, is asked `caption_prompt`.
-            return_codes, return_embeddings (`bool`): What to return of pictures instead of pixels; both need a vision
+            text (`str` or `list[str]`, *optional*): With one `image_token` for each image. Left out, every image,
+                or every list of images, is asked `caption_prompt`.
+            return_codes, return_embeddings (`bool`): What to return of images instead of pixels; both need a vision
                 tokenizer.
             generation_mode (`"text"` or `"image"`): `"image"` ends each text with the image start token, after which
                 the model draws.
@@ -201,12 +202,13 @@ class ETTProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape
-            `(batch_size, length)`, and for pictures `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]`, or
-            `image_codes` `(num_images, h, w)` of int64, or `image_embeds` `(num_images, h * w, dim)` in raster order.
+            `(batch_size, length)`, and for images `pixel_values` `(num_images, 3, H, W)` in `[-1, 1]`, or
+            `image_codes` `(num_images, h, w)` of int64, or `codebook_embeds` `(num_images, h * w, dim)`, in raster
+            order.
 
         Raises:
-            ImageError: A picture cannot be used.
-            ValueError: A text is empty; pictures and placeholders differ in number; a word is beyond a word-level
+            ImageError: An image cannot be used.
+            ValueError: A text is empty; images and placeholders differ in number; a word is beyond a word-level
                 vocabulary; a size does not divide into codes; codes are asked for without a vision tokenizer, or with
                 one that is not in fp32 or of another spatial factor; `generation_mode` is unknown.
         """
@@ -226,8 +228,8 @@ class ETTProcessor(ProcessorMixin):
             groups = _groups(images)
             if not all(groups):
                 raise ValueError(
-                    f"List {list(map(len, groups)).index(0)} of pictures is empty, and there is no text; give it "
-                    "a picture, or give texts."
+                    f"List {list(map(len, groups)).index(0)} of images is empty, and there is no text; give it "
+                    "an image, or give texts."
                 )
             text = [self._caption_text(len(group)) for group in groups]
         elif text is not None:
@@ -252,7 +254,7 @@ class ETTProcessor(ProcessorMixin):
             as_tensor = isinstance(pixels, torch.Tensor)
             codes, embeddings = self._tokenize(pixels if as_tensor else torch.from_numpy(np.stack(pixels)))
             chosen = {"image_codes": codes} if return_codes else {}
-            chosen |= {"image_embeds": embeddings} if return_embeddings else {}
+            chosen |= {"codebook_embeds": embeddings} if return_embeddings else {}
             features.update({name: value if as_tensor else value.numpy() for name, value in chosen.items()})
         return features
 
@@ -311,7 +313,7 @@ class ETTProcessor(ProcessorMixin):
 
     def encode_texts(self, texts: list[str]) -> BatchEncoding:
         """
-        Texts in which each code of a picture has its placeholder already, as evaluation caches them, to `input_ids`
+        Texts in which each code of an image has its placeholder already, as evaluation caches them, to `input_ids`
         and `attention_mask` of shape `(batch_size, length)`, padded on the left.
         """
         return TextEncoder(self.tokenizer, self._borders())(texts, padding=True, return_tensors="pt")
@@ -335,13 +337,13 @@ class ETTProcessor(ProcessorMixin):
             )
         return self.tokenizer.eos_token
 
-    def chat_about(self, picture, question: str | None = None) -> list[dict]:
+    def chat_about(self, image, question: str | None = None) -> list[dict]:
         """
-        A chat of one turn for `apply_chat_template`, which shows a picture and asks something of it.
+        A chat of one turn for `apply_chat_template`, which shows an image and asks something of it.
 
         Args:
-            picture: As in a call of the processor.
-            question (`str`, *optional*): By default `caption_prompt`. The picture stands where it has `image_token`,
+            image: As in a call of the processor.
+            question (`str`, *optional*): By default `caption_prompt`. The image stands where it has `image_token`,
                 or else before it.
 
         Raises:
@@ -352,7 +354,7 @@ class ETTProcessor(ProcessorMixin):
         before, _, after = question.rpartition(self.image_token)
         content = [
             {"type": "text", "text": before},
-            {"type": "image", "image": picture},
+            {"type": "image", "image": image},
             {"type": "text", "text": after},
         ]
         return [{"role": "user", "content": content}]
@@ -379,7 +381,7 @@ class ETTProcessor(ProcessorMixin):
 
     def image_placeholder(self, height: int | None = None, width: int | None = None) -> str:
         """
-        What one `image_token` of a text is expanded to, for a picture of these sides in pixels (by default the image
+        What one `image_token` of a text is expanded to, for an image of these sides in pixels (by default the image
         processor's): start token, one placeholder for each code, end token.
 
         Raises:
@@ -392,7 +394,7 @@ class ETTProcessor(ProcessorMixin):
 
     def code_grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """
-        Rows and columns of codes of a picture of a height and width in pixels.
+        Rows and columns of codes of an image of a height and width in pixels.
 
         Raises:
             ValueError: It is no height and width, a side is no positive multiple of `spatial_factor`, or an image of
@@ -400,16 +402,16 @@ class ETTProcessor(ProcessorMixin):
         """
         factor = self.spatial_factor
         if not isinstance(image_size, (list, tuple)) or len(image_size) != 2:
-            raise ValueError(f"A picture's size is {image_size!r}; expected its height and width in pixels.")
+            raise ValueError(f"An image's size is {image_size!r}; expected its height and width in pixels.")
         if not all(isinstance(side, numbers.Integral) and side > 0 and side % factor == 0 for side in image_size):
             raise ValueError(
-                f"Pictures of {image_size[0]!r} x {image_size[1]!r} pixels (height x width) do not divide into codes "
+                f"Images of {image_size[0]!r} x {image_size[1]!r} pixels (height x width) do not divide into codes "
                 f"of {factor} pixels a side; choose positive, whole multiples of it."
             )
         rows, columns = image_size[0] // factor, image_size[1] // factor
         if rows * columns > MAX_CODES:
             raise ValueError(
-                f"Pictures of {image_size[0]} x {image_size[1]} pixels (height x width) have {rows * columns} codes; "
+                f"Images of {image_size[0]} x {image_size[1]} pixels (height x width) have {rows * columns} codes; "
                 f"expected at most {MAX_CODES}, so choose a smaller size."
             )
         return rows, columns
@@ -417,18 +419,33 @@ class ETTProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_placeholder(*image_inputs["pixel_values"][image_idx].shape[-2:])
 
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """What engines reserve for images.
+
+        Args:
+            image_sizes (`list[list[int]]`, *optional*): Heights and widths of images in pixels, which become the image
+                processor's size.
+            kwargs: Of the image processor, such as `size`.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        size = kwargs.get("size", self.image_processor.size)
+        num_codes = math.prod(self.code_grid((size["height"], size["width"])))
+        number = len(image_sizes)
+        return MultiModalData(num_image_tokens=[num_codes] * number, num_image_patches=[1] * number)
+
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
         """Token ids `(batch_size, length)` to one text each."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def post_process_images(self, pixels: torch.Tensor) -> list[Image.Image]:
-        """Pixels `(batch_size, 3, H, W)`, nominally in `[-1, 1]`, to pictures."""
+        """Pixels `(batch_size, 3, H, W)`, nominally in `[-1, 1]`, to images."""
         return self.image_processor.post_process(pixels)
 
     def post_process_multimodal_output(
         self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
     ) -> list[str] | list[Image.Image]:
-        """Token ids to texts, or with `generation_mode="image"` pixels to pictures."""
+        """Token ids to texts, or with `generation_mode="image"` pixels to images."""
         if generation_mode == "image":
             return self.post_process_images(generated_outputs)
         return super().post_process_multimodal_output(
@@ -457,17 +474,16 @@ class ETTProcessor(ProcessorMixin):
         if not _is_nested(images):
             if sum(counts) != len(groups):
                 raise ValueError(
-                    f"The text has {sum(counts)} {self.image_token} and there are {len(groups)} pictures; give one "
-                    "picture for each."
+                    f"The text has {sum(counts)} {self.image_token} and there are {len(groups)} images; give one "
+                    "image for each."
                 )
             return
         if len(groups) != len(text):
-            raise ValueError(f"There are {len(groups)} lists of pictures and {len(text)} texts; give each text one.")
+            raise ValueError(f"There are {len(groups)} lists of images and {len(text)} texts; give each text one.")
         for index, (group, count) in enumerate(zip(groups, counts, strict=True)):
             if count != len(group):
                 raise ValueError(
-                    f"Text {index} has {count} {self.image_token} and {len(group)} pictures; "
-                    "give one picture for each."
+                    f"Text {index} has {count} {self.image_token} and {len(group)} images; give one image for each."
                 )
 
     def _check_vision_tokenizer(self):
@@ -507,7 +523,7 @@ def _is_nested(images) -> bool:
 
 
 def _groups(images) -> list:
-    """The pictures of each sample, where every picture that stands alone is a sample."""
+    """The images of each sample, where every image that stands alone is a sample."""
     if _is_nested(images):
         return list(images)
     is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4

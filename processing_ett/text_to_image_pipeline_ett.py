@@ -24,12 +24,12 @@ HUB_OPTIONS = (
 
 class ETTTextToImagePipeline(DiffusionPipeline):
     """
-    Draws pictures for prompts, code by code.
+    Draws images for prompts, code by code.
 
         pipe = ETTTextToImagePipeline.from_pretrained("ett-gen").to("cuda")
         pipe("a red circle and a blue square", guidance_scale=3.0).images[0].save("drawing.png")
 
-    There is no noise and no scheduler: a step is one code of every picture, in raster order. Its folder is that of the
+    There is no noise and no scheduler: a step is one code of every image, in raster order. Its folder is that of the
     model and the processor, as training leaves it.
 
     Args:
@@ -87,10 +87,10 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_images_per_prompt: int = 1,
-        guidance_scale: float = 3.0,
-        temperature: float = 1.0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
-        top_p: float = 1.0,
+        top_p: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         jacobi_window: int = 1,
         compile_config: CompileConfig | None = None,
@@ -101,31 +101,32 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         """
         Args:
             prompt (`str` or `list[str]`): What to draw.
-            image (picture, path, URL or a list of them, *optional*): Pictures that the prompt speaks of; for a list of
-                prompts a list with an entry for each, a picture or a list of them. They stand where the prompt has
+            image (image, path, URL or a list of them, *optional*): Images that the prompt speaks of; for a list of
+                prompts a list with an entry for each, an image or a list of them. They stand where the prompt has
                 `processor.image_token`, and otherwise before it.
             height, width (`int`, *optional*): Pixels, multiples of the tokenizer's factor; by default those of
                 `config.image_size`.
-            num_images_per_prompt (`int`): Pictures of each prompt, one after the other.
-            guidance_scale (`float`): Classifier-free guidance, from 1, which is none.
-            temperature, top_k, top_p: Sampling, as in `generate`.
-            generator (`torch.Generator` or a list of one a picture, *optional*): Source of randomness. With a list, a
-                picture does not depend on those it is drawn with.
-            jacobi_window, compile_config: The same pictures, sooner; as in `generate`.
-            output_type (`"pil"`, `"np"`, `"pt"` or `"latent"`): Pictures; arrays `(num_pictures, H, W, 3)` or tensors
-                `(num_pictures, 3, H, W)` in `[0, 1]`; or codes `(num_pictures, h, w)`.
+            num_images_per_prompt (`int`): Images of each prompt, one after the other.
+            guidance_scale (`float`, *optional*): Classifier-free guidance, from 1, which is none.
+            temperature, top_k, top_p (*optional*): Sampling, as in `generate`. What is not given is as the model's
+                generation configuration says.
+            generator (`torch.Generator` or a list of one an image, *optional*): Source of randomness. With a list, an
+                image does not depend on those it is drawn with.
+            jacobi_window, compile_config: The same images, sooner; as in `generate`.
+            output_type (`"pil"`, `"np"`, `"pt"` or `"latent"`): Images; arrays `(num_images, H, W, 3)` or tensors
+                `(num_images, 3, H, W)` in `[0, 1]`; or codes `(num_images, h, w)`.
             return_dict (`bool`): Return an `ImagePipelineOutput`, or else a tuple of one.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": codes})` after each code, both
-                numbers being its place; where codes `(num_pictures, h, w)` are -1, nothing was drawn yet. What it
+                numbers being its place; where codes `(num_images, h, w)` are -1, nothing was drawn yet. What it
                 returns is not used; with `pipe._interrupt = True` it ends the drawing.
 
         Returns:
-            Pictures, grey where drawing was stopped before.
+            Images, grey where drawing was stopped before.
 
         Raises:
-            ImageError: A picture cannot be used.
-            ValueError: A prompt is empty or, with the picture's codes, longer than the language model's context; the
-                size does not fit the tokenizer; an option is out of range; pictures or generators are of a wrong
+            ImageError: An image cannot be used.
+            ValueError: A prompt is empty or, with the image's codes, longer than the language model's context; the
+                size does not fit the tokenizer; an option is out of range; images or generators are of a wrong
                 number. Nothing was drawn then.
         """
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
@@ -138,13 +139,13 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         image_size = (config.image_size if height is None else height, config.image_size if width is None else width)
         grid = self.processor.code_grid(image_size)
         if image is not None:
-            images = self._pictures_by_prompt([image] if isinstance(prompt, str) else image, len(prompts))
+            images = self._images_by_prompt([image] if isinstance(prompt, str) else image, len(prompts))
             prompts = [self._with_placeholders(text, len(group)) for text, group in zip(prompts, images, strict=True)]
         inputs = self.processor(text=prompts, images=images, generation_mode="image").to(self._execution_device)
         stream = self.model.stream_image_codes(
             **inputs,
             image_size=image_size,
-            num_images_per_prompt=num_images_per_prompt,
+            num_return_sequences=num_images_per_prompt,
             guidance_scale=guidance_scale,
             temperature=temperature,
             top_k=top_k,
@@ -178,12 +179,12 @@ class ETTTextToImagePipeline(DiffusionPipeline):
         return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     @staticmethod
-    def _pictures_by_prompt(images: list, num_prompts: int) -> list[list]:
+    def _images_by_prompt(images: list, num_prompts: int) -> list[list]:
         if not isinstance(images, (list, tuple)) or len(images) != num_prompts:
-            given = f"{len(images)} entries" if isinstance(images, (list, tuple)) else "one picture"
+            given = f"{len(images)} entries" if isinstance(images, (list, tuple)) else "one image"
             raise ValueError(
                 f"There are {num_prompts} prompts, and image has {given}; give a list with one entry a prompt, a "
-                "picture or a list of them."
+                "image or a list of them."
             )
         return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in images]
 

@@ -1,7 +1,7 @@
-"""The embedded data set "scenes": images rendered on the fly, what is said of them, and a detector to read them."""
+"""The embedded dataset "scenes": images rendered on the fly, what is said of them, and a detector to read them."""
 
 from .detector import DetectedScene, Verdict, detect, satisfies
-from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair, parse_prompt
+from .drawing import PROMPT_CATEGORIES, DrawingPrompt, drawing_pair
 from .language import (
     CHANCE,
     QUESTION_TYPES,
@@ -58,7 +58,6 @@ __all__ = [
     "detect",
     "drawing_pair",
     "parse_caption",
-    "parse_prompt",
     "questions",
     "satisfies",
     "split_words",

@@ -37,7 +37,7 @@ _PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 @dataclass(frozen=True)
 class DetectedScene:
-    """What a picture shows: shapes in raster order, the text if there is one, the background's mean RGB (0..255)."""
+    """What an image shows: shapes in raster order, the text if there is one, the background's mean RGB (0..255)."""
 
     shapes: tuple[Shape, ...]
     text: Text | None

@@ -1,6 +1,5 @@
 """Drawing prompts in GenEval's six categories, and scenes that show exactly what they ask for."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,6 @@ import numpy as np
 from .language import COUNT_WORDS, PLURALS, RELATIONS
 from .scenes import (
     ALL_PAIRS,
-    COLORS,
     MAX_SHAPES,
     PLACES,
     SEEN_PAIRS,
@@ -22,9 +20,6 @@ from .scenes import (
 )
 
 PROMPT_CATEGORIES = ("single object", "two objects", "counting", "colors", "position", "color attribution")
-
-_ARTICLES = ("a", "an")
-_RELATION_PATTERN = re.compile(rf"(.+?) (and|{'|'.join(RELATIONS)}) (.+)")
 
 
 @dataclass(frozen=True)
@@ -52,45 +47,6 @@ class DrawingPrompt:
 def _noun(color: str | None, shape: str) -> str:
     words = shape if color is None else f"{color} {shape}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _parse_noun(text: str) -> tuple[str | None, str] | None:
-    article, *words = text.split(" ")
-    if article in _ARTICLES and len(words) in (1, 2) and words[-1] in SHAPES:
-        if len(words) == 1:
-            return None, words[0]
-        if words[0] in COLORS:
-            return words[0], words[1]
-    return None
-
-
-def parse_prompt(text: str) -> DrawingPrompt | None:
-    """The prompt that `text` words, whatever its case, spaces and final punctuation; None outside of the six forms.
-
-    The forms: "a circle", "a circle and a square", "three circles", "a red circle", "a circle above a square" (also
-    "below", "left of", "right of") and "a red circle and a blue square".
-    """
-    words = " ".join(text.lower().split()).rstrip(" .!")
-    count, _, plural = words.partition(" ")
-    if count in COUNT_WORDS[1:] and plural in PLURALS.values():
-        shape = next(shape for shape in SHAPES if PLURALS[shape] == plural)
-        return DrawingPrompt("counting", ((None, shape),), count=COUNT_WORDS.index(count) + 1)
-    if match := _RELATION_PATTERN.fullmatch(words):
-        first, relation, second = _parse_noun(match[1]), match[2], _parse_noun(match[3])
-        if first is None or second is None:
-            return None
-        colored = [thing[0] is not None for thing in (first, second)]
-        if relation == "and" and all(colored):
-            return DrawingPrompt("color attribution", (first, second))
-        if any(colored):
-            return None
-        if relation == "and":
-            return DrawingPrompt("two objects", (first, second))
-        return DrawingPrompt("position", (first, second), relation=relation)
-    thing = _parse_noun(words)
-    if thing is None:
-        return None
-    return DrawingPrompt("single object" if thing[0] is None else "colors", (thing,))
 
 
 def stands(relation: str, first_place: str, second_place: str) -> bool:
@@ -149,6 +105,5 @@ __all__ = [
     "PROMPT_CATEGORIES",
     "DrawingPrompt",
     "drawing_pair",
-    "parse_prompt",
     "stands",
 ]

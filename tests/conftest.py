@@ -1,4 +1,4 @@
-"""Settings and tiny fixtures shared by every test: nothing is downloaded, and a few threads are enough."""
+"""Settings and tiny fixtures shared by every test: nothing is downloaded, and one thread is enough."""
 
 import os
 
@@ -6,7 +6,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# `make test` runs a process on each core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,7 +43,7 @@ def make_vision_tokenizer():
     """Makes an [`IBQModel`] of 32 codes of width 8, 4 pixels a code; fields can be changed by name."""
     import torch
 
-    from modeling_ett.modeling_ibq import IBQModel
+    from ett.modeling_ett.modeling_ibq import IBQModel
 
     def make(seed: int = 0, **changes):
         torch.manual_seed(seed)
@@ -92,10 +93,10 @@ def make_language_model():
 
 @pytest.fixture
 def make_model(make_language_model, make_vision_tokenizer):
-    """Makes an ETT model of the two for pictures of 16 x 16 pixels, in evaluation mode."""
+    """Makes an ETT model of the two for images of 16 x 16 pixels, in evaluation mode."""
     import torch
 
-    from modeling_ett.modeling_ett import ETTForConditionalGeneration
+    from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
     def make(language_model=None, vision_tokenizer=None, **config):
         language_model = language_model or make_language_model()

@@ -4,17 +4,17 @@
 `checkpointing` keeps it, `monitoring` shows it, `planning` says it all beforehand.
 """
 
-import ett  # noqa: F401 (registers ETT with the Auto classes)
+from ett.data_ett import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 
 from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import newest_checkpoint
 from .checkpointing.finite import NonFiniteLossError
 from .checkpointing.folders import RECORD_NAME, check_output_folder
 from .checkpointing.interruption import TrainingInterrupted
-from .data import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
+from .parts import train_only
 from .recipes import Recipe, available_recipes, load_recipe
 from .run import library_versions, read_record, run_recipe, write_record
-from .trainer import ETTTrainer, train_only
+from .trainer import ETTTrainer
 
 __all__ = [
     "RECORD_NAME",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
-from .files import replacing
+from ett.common_ett.files import replacing
 
 AVERAGE_NAME = "average.safetensors"
 

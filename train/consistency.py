@@ -15,9 +15,11 @@ from torch import nn
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from ett.common_ett.files import read_fields
+from ett.common_ett.suggestions import suggestion
+from ett.data_ett.tasks import TASKS
+
 from .arguments import ETTTrainingArguments
-from .data.tasks import TASKS
-from .files import read_fields
 from .recipes import (
     CRITICS,
     NEW_MODEL,
@@ -28,7 +30,6 @@ from .recipes import (
     DataSection,
     ModelSection,
     Recipe,
-    suggestion,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def check_recipe(recipe: Recipe):
     for name, reason in _without_effect(recipe):
         raise ValueError(f"{name} has no effect here: {reason}. Remove it from the recipe.")
     _check_reporting(recipe.training.get("report_to"))
-    if recipe.task != "reconstruction" and recipe.model.path is not None:
+    if not recipe.learns.is_of_tokenizer and recipe.model.path is not None:
         config = _read_config(recipe.model.path)
         if config is not None:
             settled_model(recipe.model, config)
@@ -100,7 +101,7 @@ def settled_recipe(recipe: Recipe, model: nn.Module) -> Recipe:
             losses of the tokenizer.
     """
     section = recipe.model
-    if recipe.task == "reconstruction":
+    if recipe.learns.is_of_tokenizer:
         values = {"image_size": section.of_new("image_size")}
     elif section.path is None:
         values = {name: section.of_new(name) for name in NEW_MODEL}
@@ -175,7 +176,7 @@ def _without_effect(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def _model_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
     section = recipe.model
-    reconstructs = recipe.task == "reconstruction"
+    reconstructs = recipe.learns.is_of_tokenizer
     if section.path is not None:
         if section.vision_tokenizer:
             yield "model.vision_tokenizer", f"the model '{section.path}' (model.path) has a tokenizer"
@@ -188,12 +189,12 @@ def _model_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 yield f"model.{name}", reason
     elif section.linear_start:
         yield "model.linear_start", "only the tokenizer's own stage (task reconstruction) starts a new tokenizer"
-    if section.codebook_size is None and section.codebook_pictures != ModelSection().codebook_pictures:
-        yield "model.codebook_pictures", "the codebook keeps its size, since model.codebook_size is not given"
+    if section.codebook_size is None and section.codebook_images != ModelSection().codebook_images:
+        yield "model.codebook_images", "the codebook keeps its size, since model.codebook_size is not given"
 
 
 def _data_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    data, task, default = recipe.data, recipe.task, DataSection()
+    data, task, default = recipe.data, recipe.learns, DataSection()
     sources = [data.source, *((entry or {}).get("source") for entry in (data.mixture or {}).values())]
     given = [name for name in vars(default) if getattr(data, name) != getattr(default, name)]
     reasons = {}
@@ -202,11 +203,11 @@ def _data_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if set(filter(None, sources)) == {"scenes"}:
         own = ("image_column", "text_column", "messages_column", "image_folder", "verify_codes")
         reasons |= dict.fromkeys(own, "the embedded scenes have neither columns nor files")
-    if task != "chat":
-        reasons["independent_turns"] = f"task {task} has no conversations"
-    if task != "drawing":
-        reasons["prompt_dropout"] = f"task {task} has no prompts to leave out"
-    if task == "reconstruction":
+    if task.column != "messages":
+        reasons["independent_turns"] = f"task {recipe.task} has no conversations"
+    if not task.predicts_codes:
+        reasons["prompt_dropout"] = f"task {recipe.task} has no prompts to leave out"
+    if task.is_of_tokenizer:
         reasons["packing"] = reasons["max_length"] = "images alone (task reconstruction) have no tokens of text"
     if not data.streaming:
         reasons["shuffle_rows"] = "only streamed data (data.streaming=true) are mixed in a buffer"
@@ -232,7 +233,7 @@ def _training_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
             continue
         if not tunes_tokenizer:
             yield f"training.{name}", "the vision tokenizer is frozen, since train does not name it"
-        elif recipe.task == "reconstruction" and name in ("alpha", "caption_gradient_to_tokenizer"):
+        elif recipe.learns.is_of_tokenizer and name in ("alpha", "caption_gradient_to_tokenizer"):
             yield f"training.{name}", "a tokenizer alone (task reconstruction) has no caption loss"
     optimizer = training.get("optim")
     if training.get("muon_rate_factor") is not None and optimizer is not None and not optimizer.startswith("adamw"):

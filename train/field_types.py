@@ -32,7 +32,7 @@ STEPS: Range = ("above 0, or -1 for none", lambda value: value > 0 or value == -
 RANGES: dict[str, Range] = {
     **dict.fromkeys(
         [
-            *("model.codebook_size", "model.codebook_pictures", "model.image_size", "model.logit_scale"),
+            *("model.codebook_size", "model.codebook_images", "model.image_size", "model.logit_scale"),
             *("data.length", "data.max_length", "data.shuffle_rows", "weight"),
             *("training.per_device_train_batch_size", "training.per_device_eval_batch_size"),
             *("training.gradient_accumulation_steps", "training.global_batch_size", "training.critics_batch_size"),

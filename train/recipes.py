@@ -1,12 +1,14 @@
 """Recipes: a stage of training as a short YAML file, with overrides from the command line."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ett.common_ett.suggestions import suggestion
+from ett.data_ett.tasks import TASKS, Task
 
 from .arguments import ETTTrainingArguments
 from .field_types import field_hints, typed
@@ -41,7 +43,7 @@ class ModelSection:
         linear_start: Start a new tokenizer as a nearly linear map, which learns colours sooner.
         codebook_size: Codes that a tokenizer from a folder is to have, by default as many as it has. A smaller
             codebook keeps the codes that the training data use most, a larger one splits them.
-        codebook_pictures: Images of the training data on which the use of codes is counted for another
+        codebook_images: Images of the training data on which the use of codes is counted for another
             `codebook_size`.
         discriminator: Where the tokenizer learns: the discriminator to start from. By default this is
             `discriminator.safetensors` of the folder `path` or `vision_tokenizer`, or a new one where the folder has
@@ -66,7 +68,7 @@ class ModelSection:
     load_in_4bit: bool = False
     linear_start: bool = False
     codebook_size: int | None = None
-    codebook_pictures: int = 10_000
+    codebook_images: int = 10_000
     discriminator: str | None = None
     image_size: int | None = None
     code_positions: bool | None = None
@@ -198,6 +200,11 @@ class Recipe:
     data: DataSection = field(default_factory=DataSection)
     lora: LoraSection = field(default_factory=LoraSection)
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> Task:
+        """What `task` names."""
+        return TASKS[self.task]
 
 
 MIXTURE_FIELDS = (
@@ -393,12 +400,6 @@ def _typed_mixture(mixture: Any) -> dict[str, dict[str, Any]] | None:
     return mixture
 
 
-def suggestion(name: Any, known: Sequence[str]) -> str:
-    """A sentence for an error about an unknown name: the known one that is nearest, or all of them."""
-    close = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" Known are: {', '.join(known)}."
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -414,4 +415,4 @@ def _number(value: Any) -> Any:
     return value
 
 
-__all__ = ["DataSection", "LoraSection", "ModelSection", "Recipe", "available_recipes", "load_recipe", "suggestion"]
+__all__ = ["DataSection", "LoraSection", "ModelSection", "Recipe", "available_recipes", "load_recipe"]

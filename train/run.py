@@ -1,7 +1,6 @@
 """Runs a recipe: model, data and trainer from its sections, and a model folder at the end."""
 
 import dataclasses
-import json
 import logging
 import os
 import platform
@@ -21,9 +20,11 @@ from transformers import TrainerCallback, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor
+from ett.common_ett.files import read_fields, remove_unfinished, replacing, write_json
+from ett.data_ett import ETTCollator, InMemoryDataset, PreparedDataset, PreparedStream
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from .arguments import ETTTrainingArguments
 from .checkpointing.checkpoints import CheckpointError, newest_checkpoint
@@ -38,18 +39,7 @@ from .checkpointing.folders import (
 )
 from .checkpointing.interruption import TrainingInterrupted
 from .consistency import check_recipe, settled_recipe
-from .data import (
-    ETTCollator,
-    Examples,
-    InMemoryDataset,
-    PreparedDataset,
-    PreparedStream,
-    Stream,
-    build_examples,
-    describe_data,
-)
-from .data.tokenization import check_tokenized_data
-from .files import read_fields, remove_unfinished, replacing
+from .examples import Examples, Stream, build_examples, describe_data
 from .models.adapters import (
     ADAPTER_FOLDER,
     add_adapter,
@@ -64,13 +54,14 @@ from .models.codebook import count_codes, resize_codebook
 from .models.quantization import check_quantization
 from .monitoring.progress import FiguresProgressCallback
 from .objective.starting_point import find_discriminator, passed_on_discriminator, save_discriminator
+from .parts import train_only
 from .recipes import Recipe, load_recipe
 from .sharding import find_deepspeed_config, whole_weights
-from .trainer import ETTTrainer, train_only
+from .tokenized_data import check_tokenized_data
+from .trainer import ETTTrainer
 
 logger = logging.getLogger(__name__)
 
-KINDS = {"reconstruction": "tokenizer", "drawing": "gen"}
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "datasets", "lpips")
 
 
@@ -147,8 +138,10 @@ def _run(
     model, processor = build_model(recipe, examples)
     settled = settled_recipe(recipe, model)
     settled.data = dataclasses.replace(recipe.data, fit=set_fit(recipe, processor))
-    if recipe.task != "reconstruction":
-        model.config.answers = recipe.task != "drawing"
+    if not recipe.learns.is_of_tokenizer:
+        model.config.answers = not recipe.learns.predicts_codes
+    if recipe.learns.predicts_codes:
+        model.keep_image_sampling()
     discriminator_start = find_discriminator(recipe, args)
     kept_discriminator = discriminator_start.path if discriminator_start else passed_on_discriminator(recipe)
     has_other_codebook = changes_codebook(recipe, model)
@@ -197,7 +190,7 @@ def _run(
     weights = whole_weights(trainer)
     if trainer.args.should_save:
         record = {
-            "kind": KINDS.get(recipe.task, "chat"),
+            "kind": recipe.learns.kind,
             "recipe": dataclasses.asdict(settled),
             "seed": seed,
             "steps": trainer.state.global_step,
@@ -211,10 +204,10 @@ def _run(
             "results": [],
             "history": trainer.state.log_history,
         }
-        if trainer.perceptual is not None:
+        if trainer.vq_loss is not None and trainer.vq_loss.perceptual is not None:
             record["lpips_backbone"] = "pretrained" if args.perceptual_pretrained else "random"
         if record["skipped_images"]:
-            logger.warning("%d pictures could not be read and were skipped.", len(record["skipped_images"]))
+            logger.warning("%d images could not be read and were skipped.", len(record["skipped_images"]))
         finish_folder(trainer, output_dir, record, recipe, weights, kept_discriminator)
     PartialState().wait_for_everyone()
 
@@ -255,7 +248,8 @@ def build_dataset(
     prepared = prepare_examples(recipe, examples, processor, seed)
     if not recipe.data.in_memory:
         return prepared
-    frozen = recipe.task not in ("reconstruction", "text") and "vision_tokenizer" not in recipe.train
+    has_codes = recipe.learns.has_images and not recipe.learns.is_of_tokenizer
+    frozen = has_codes and "vision_tokenizer" not in recipe.train
     return InMemoryDataset(prepared, model.model.vision_tokenizer.eval() if frozen else None, progress=progress)
 
 
@@ -284,7 +278,7 @@ def build_collator(recipe: Recipe, processor: ETTProcessor | ETTImageProcessor) 
     """What makes batches of a recipe's prepared examples."""
     return ETTCollator(
         pad_token_id=getattr(getattr(processor, "tokenizer", None), "pad_token_id", None) or 0,
-        is_drawing=recipe.task == "drawing",
+        predicts_codes=recipe.learns.predicts_codes,
         packed_length=recipe.data.max_length if recipe.data.packing else None,
     )
 
@@ -313,7 +307,7 @@ def change_codebook(
     counts = torch.zeros(tokenizer.config.num_vq_embeddings, dtype=torch.long)
     if not is_resumed and PartialState().is_main_process:
         counts = count_codes(
-            tokenizer.to(args.device), dataset, section.codebook_pictures, args.train_batch_size, progress
+            tokenizer.to(args.device), dataset, section.codebook_images, args.train_batch_size, progress
         )
     # All processes split the same codes.
     counts = broadcast(counts.to(args.device)).cpu()
@@ -362,7 +356,7 @@ def finish_folder(
                 partial, trainer.adversary, trainer.state.global_step, kept_discriminator
             )
         except (OSError, SafetensorError) as error:
-            message = trainer.describe_failure(partial, error)
+            message = trainer.checkpoints.describe_failure(partial, error)
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(message) from error
     for path in partial.iterdir():
@@ -407,8 +401,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def write_record(folder: str | Path, record: dict[str, Any]):
     """Writes `training.json`."""
-    with replacing(Path(folder) / RECORD_NAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2))
+    write_json(Path(folder) / RECORD_NAME, record)
 
 
 def library_versions() -> dict[str, str]:

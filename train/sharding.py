@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import Trainer
 from transformers.integrations import is_deepspeed_available
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 from .arguments import ETTTrainingArguments
 
@@ -119,7 +119,7 @@ def reduce_unused_parameters(model: FSDPModule):
 
 def keep_full_precision(trainer: Trainer):
     """Lets FSDP2 and DeepSpeed keep and gather weights in float32. The model computes in half precision by autocast,
-    as it does without shards; so pictures, codes and the tokenizer's weights are never rounded."""
+    as it does without shards; so images, codes and the tokenizer's weights are never rounded."""
     accelerator, model = trainer.accelerator, trainer.model
     precision = accelerator.mixed_precision
     if trainer.is_fsdp_enabled:

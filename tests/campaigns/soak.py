@@ -47,10 +47,10 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 from tqdm.auto import tqdm
 
-import hub_cards  # noqa: F401 - as above
+from ett import hub_cards  # noqa: F401 - as above
 from ett.cli import main
-from train import ETTTrainer, newest_checkpoint, read_record
-from train.data import SceneExamples
+from ett.data_ett import SceneExamples
+from ett.train import ETTTrainer, newest_checkpoint, read_record
 
 from ..train.trainers import timeless
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import WORDS, vocabulary
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.scenes_ett import WORDS, vocabulary
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from evaluation_ett import evaluate_drawings, generation
-from scenes_ett import PROMPT_CATEGORIES, drawing_pair
+from ett.evaluation_ett import evaluate_drawings, generation
+from ett.scenes_ett import PROMPT_CATEGORIES, drawing_pair
 
 PAIRS = [drawing_pair(0, "test", index) for index in range(12)]
 PROMPTS = [prompt for prompt, _ in PAIRS]
 
 
 def drawing(monkeypatch, images):
-    """Replaces what comes out of the model by these pictures, one after another."""
+    """Replaces what comes out of the model by these images, one after another."""
     source = iter(images)
     judge = generation._judge
     monkeypatch.setattr(generation, "_judge", lambda prompt, image: judge(prompt, next(source)))
@@ -38,14 +38,14 @@ def test_examples_show_each_category_in_turn_with_its_verdict(model, processor):
 
 
 def test_a_drawing_depends_on_seed_and_number_and_not_on_its_batch(model, processor):
-    def pictures(seed, batch_size):
+    def images(seed, batch_size):
         scores = evaluate_drawings(model, processor, PROMPTS[:3], seed=seed, batch_size=batch_size, progress=False)
         return np.stack([example["image"] for example in scores["examples"]]).astype(int)
 
-    together = pictures(0, 3)
-    # Decoding a batch may round a level otherwise than decoding one picture; another code would change far more.
-    assert np.abs(together - pictures(0, 1)).max() <= 1
-    assert np.abs(together - pictures(1, 3)).max() > 10
+    together = images(0, 3)
+    # Decoding a batch may round a level otherwise than decoding one image; another code would change far more.
+    assert np.abs(together - images(0, 1)).max() <= 1
+    assert np.abs(together - images(1, 3)).max() > 10
 
 
 def test_no_color_score_where_no_prompt_names_colours(model, processor):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_ett import Pictures, SceneImages, describe_inspection, inspect_tokenizer
-from evaluation_ett.inspection import judge
-from modeling_ett.gradient_path import measure_gradient_path
-from processing_ett import ETTImageProcessor
-from scenes_ett import Scenes
+from ett.evaluation_ett import Images, SceneImages, describe_inspection, inspect_tokenizer
+from ett.evaluation_ett.inspection import judge
+from ett.modeling_ett.gradient_path import measure_gradient_path
+from ett.processing_ett import ETTImageProcessor
+from ett.scenes_ett import Scenes
 
 SIZE = (32, 32)
 
@@ -55,7 +55,7 @@ def test_probability_and_use_of_the_codes_do_not_depend_on_the_batches(tokenizer
 def test_images_that_cannot_be_read_are_skipped_and_named(tokenizer, tmp_path):
     Image.linear_gradient("L").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("no image")
-    result = inspect_tokenizer(tokenizer, Pictures(str(tmp_path), ETTImageProcessor(), SIZE), "tiny", progress=False)
+    result = inspect_tokenizer(tokenizer, Images(str(tmp_path), ETTImageProcessor(), SIZE), "tiny", progress=False)
     assert result["measures"]["images"] == 1
     assert [image["name"].rpartition("/")[2] for image in result["skipped"]] == ["b.png"]
     assert "Skipped 1 of 2" in describe_inspection(result)
@@ -63,8 +63,8 @@ def test_images_that_cannot_be_read_are_skipped_and_named(tokenizer, tmp_path):
 
 def test_without_an_image_that_can_be_read_there_is_nothing_to_say(tokenizer, tmp_path):
     (tmp_path / "b.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"None of the 1 pictures of '.*' can be read"):
-        inspect_tokenizer(tokenizer, Pictures(str(tmp_path), ETTImageProcessor(), SIZE), "tiny", progress=False)
+    with pytest.raises(ValueError, match=r"None of the 1 images of '.*' can be read"):
+        inspect_tokenizer(tokenizer, Images(str(tmp_path), ETTImageProcessor(), SIZE), "tiny", progress=False)
 
 
 @pytest.mark.parametrize(

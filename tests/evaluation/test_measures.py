@@ -11,25 +11,25 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import alexnet
 
-from evaluation_ett import networks
-from evaluation_ett.measures import Measures
-from evaluation_ett.networks import (
+from ett.common_ett.files import sha256_of
+from ett.evaluation_ett import networks
+from ett.evaluation_ett.measures import Measures
+from ett.evaluation_ett.networks import (
     InceptionFeatures,
     MissingWeightsError,
     Weights,
     build_judges,
     build_lpips,
-    hash_file,
 )
 
 
 class ColourFeatures(nn.Module):
-    """Stands in for Inception: six features of a picture, in floats."""
+    """Stands in for Inception: six features of an image, in floats."""
 
     num_features = 6
 
-    def forward(self, pictures):
-        return torch.cat([pictures.mean(dim=(2, 3)), pictures.square().mean(dim=(2, 3))], dim=1)
+    def forward(self, images):
+        return torch.cat([images.mean(dim=(2, 3)), images.square().mean(dim=(2, 3))], dim=1)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def as_levels(pixels):
     return np.floor((pixels.double().numpy() + 1) * 127.5 + 1e-3)
 
 
-def test_psnr_is_the_mean_over_pictures_truncated_to_8_bits(pairs):
+def test_psnr_is_the_mean_over_images_truncated_to_8_bits(pairs):
     originals, reconstructions = map(as_levels, pairs[:2])
     errors = np.square(originals - reconstructions).mean(axis=(1, 2, 3))
     expected = np.mean([10 * math.log10(255**2 / error) for error in errors])
@@ -65,7 +65,7 @@ def test_without_truncation_psnr_is_that_of_the_floats(pairs):
     assert measured(pairs).results()["psnr"] == pytest.approx((-10 * errors.log10()).mean().item(), abs=1e-4)
 
 
-def test_ssim_is_the_mean_over_pictures_truncated_to_8_bits(pairs):
+def test_ssim_is_the_mean_over_images_truncated_to_8_bits(pairs):
     levels = [torch.from_numpy(as_levels(pixels)) for pixels in pairs[:2]]
     expected = [
         structural_similarity_index_measure(second[None], first[None], data_range=255.0).item()
@@ -74,7 +74,7 @@ def test_ssim_is_the_mean_over_pictures_truncated_to_8_bits(pairs):
     assert measured(pairs, truncate=True).results()["ssim"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_a_judges_distance_is_the_mean_over_pictures(pairs):
+def test_a_judges_distance_is_the_mean_over_images(pairs):
     class Distance(nn.Module):
         def forward(self, first, second):
             return (first - second).abs().mean(dim=(1, 2, 3), keepdim=True)
@@ -100,7 +100,7 @@ def test_the_features_see_floats_and_not_8_bits(pairs):
     assert results["rfid"] > 0
 
 
-def test_one_picture_has_no_rfid(pairs):
+def test_one_image_has_no_rfid(pairs):
     one = [tensor[:1] for tensor in pairs]
     assert measured(one, judges=nn.ModuleDict({"rfid": ColourFeatures()})).results()["rfid"] is None
 
@@ -116,7 +116,7 @@ def test_going_on_from_a_state_gives_exactly_the_same(pairs):
     assert resumed.results() == whole
 
 
-def test_a_state_is_as_large_after_many_pictures_as_after_few(pairs):
+def test_a_state_is_as_large_after_many_images_as_after_few(pairs):
     def size(measures):
         return {name: tensor.shape for name, tensor in measures.state().items()}
 
@@ -139,7 +139,7 @@ def cache(tmp_path, monkeypatch):
 def place(weights, state):
     """Saves a state where a file of weights belongs, and gives the weights with its SHA-256."""
     torch.save(state, weights.path)
-    return Weights(weights.url, hash_file(weights.path))
+    return Weights(weights.url, sha256_of(weights.path))
 
 
 def test_missing_weights_are_named_with_their_file_and_place(cache):
@@ -167,9 +167,9 @@ def test_lpips_is_made_of_the_weights_in_the_cache(cache, monkeypatch):
     monkeypatch.setitem(networks.PERCEPTUAL, "alex", weights)
     distance = build_lpips("alex")
     assert torch.equal(distance.net.slice5[-2].weight, network.features[10].weight)
-    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
-    assert distance(pictures, pictures).flatten().tolist() == [0, 0]
-    assert (distance(pictures, pictures.flip(0)) > 0).all()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert distance(images, images).flatten().tolist() == [0, 0]
+    assert (distance(images, images.flip(0)) > 0).all()
     assert set(build_judges().networks) == {"lpips_alex"}
 
 
@@ -181,7 +181,7 @@ def test_inception_takes_floats_of_any_size_and_gives_2048_features(cache, monke
         network = inception.fid_inception_v3()
     monkeypatch.setattr(networks, "INCEPTION", place(networks.INCEPTION, network.state_dict()))
     features = build_judges().networks["rfid"]
-    pictures = torch.rand(2, 3, 32, 48)
+    images = torch.rand(2, 3, 32, 48)
     with torch.inference_mode():
-        assert features(pictures).shape == (2, 2048)
-        assert not torch.equal(features(pictures), features(pictures + 1e-3))
+        assert features(images).shape == (2, 2048)
+        assert not torch.equal(features(images), features(images + 1e-3))

@@ -4,17 +4,17 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation_ett import evaluate_reconstruction, reconstruct
-from evaluation_ett import reconstruction as reconstruction_module
-from evaluation_ett.networks import RandomSqueezeFeatures
-from scenes_ett import Scenes
+from ett.evaluation_ett import evaluate_reconstruction, reconstruct
+from ett.evaluation_ett import reconstruction as reconstruction_module
+from ett.evaluation_ett.networks import RandomSqueezeFeatures
+from ett.scenes_ett import Scenes
 
 CODES = torch.tensor([[[0, 0], [1, 3]]])
 
 
 @pytest.fixture
 def replaced(monkeypatch):
-    """Lets a test say what comes back of pixels: every picture has the codes CODES."""
+    """Lets a test say what comes back of pixels: every image has the codes CODES."""
 
     def replace(function):
         def encode_decode(tokenizer, pixels):
@@ -25,8 +25,8 @@ def replaced(monkeypatch):
     return replace
 
 
-def test_psnr_is_the_mean_over_pictures_of_values_from_0_to_1(tokenizer, replaced):
-    # The first picture is off by 0.1 everywhere (20 dB), the second by 0.01 (40 dB).
+def test_psnr_is_the_mean_over_images_of_values_from_0_to_1(tokenizer, replaced):
+    # The first image is off by 0.1 everywhere (20 dB), the second by 0.01 (40 dB).
     replaced(lambda pixels: torch.stack([pixels[0] + 0.2, pixels[1] + 0.02]))
     scores = evaluate_reconstruction(tokenizer, [torch.zeros(3, 64, 64)] * 2, progress=False)
     assert scores["psnr"] == pytest.approx(30, abs=1e-3)
@@ -47,7 +47,7 @@ def test_shapes_that_vanish_are_not_read(tokenizer, replaced):
     assert scores["shapes_read_original"] >= 0.95
 
 
-def test_usage_and_perplexity_count_the_codes_of_all_pictures(tokenizer, replaced):
+def test_usage_and_perplexity_count_the_codes_of_all_images(tokenizer, replaced):
     replaced(lambda pixels: pixels)
     scores = evaluate_reconstruction(tokenizer, Scenes(0, "test", 3), batch_size=2, progress=False)
     assert scores["codebook_usage"] == 3 / 16
@@ -66,9 +66,9 @@ def test_background_shift_is_in_levels_of_255_and_ignores_what_stands_inside(tok
     assert scores["background_shift"] == pytest.approx(10, abs=1e-3)
 
 
-def test_any_pictures_can_be_measured_and_only_scenes_are_read(tokenizer):
-    pictures = [Image.new("L", (32, 64), 200), torch.zeros(3, 64, 32)]
-    scores = evaluate_reconstruction(tokenizer, iter(pictures), progress=False)
+def test_any_images_can_be_measured_and_only_scenes_are_read(tokenizer):
+    images = [Image.new("L", (32, 64), 200), torch.zeros(3, 64, 32)]
+    scores = evaluate_reconstruction(tokenizer, iter(images), progress=False)
     assert set(scores) == {"images", "psnr", "ssim", "codebook_usage", "perplexity", "background_shift"}
     assert scores["images"] == 2 and math.isfinite(scores["psnr"])
 
@@ -79,7 +79,7 @@ def test_the_numbers_do_not_depend_on_the_batch_size(tokenizer):
     assert evaluate_reconstruction(tokenizer, scenes, batch_size=5, progress=False) == pytest.approx(one, rel=1e-4)
 
 
-def test_reconstruct_gives_one_picture_of_the_same_size_for_each(tokenizer):
+def test_reconstruct_gives_one_image_of_the_same_size_for_each(tokenizer):
     images = reconstruct(tokenizer, Scenes(0, "test", 3), batch_size=2)
     assert [image.size for image in images] == [(72, 72)] * 3
 
@@ -94,16 +94,16 @@ def test_measuring_leaves_the_tokenizer_in_its_mode(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
-        ([], "no picture"),
+        ([], "no image"),
         ([Image.new("RGB", (64, 64)), Image.new("RGB", (32, 64))], "different sizes"),
         ([torch.zeros(1, 64, 64)], r"expected \(3, H, W\)"),
     ],
 )
-def test_pictures_that_cannot_be_measured_are_refused(tokenizer, pictures, message):
+def test_images_that_cannot_be_measured_are_refused(tokenizer, images, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_reconstruction(tokenizer, pictures, progress=False)
+        evaluate_reconstruction(tokenizer, images, progress=False)
 
 
 def test_judges_measure_the_distance_of_features(tokenizer, replaced):

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation_ett import evaluate_captions, evaluate_questions, understanding
-from evaluation_ett.common import answer, encode, picture_prompt
-from evaluation_ett.understanding import caption_loss, choose_questions, normalize
-from scenes_ett import CHANCE, QUESTION_TYPES, Scenes
+from ett.evaluation_ett import evaluate_captions, evaluate_questions, understanding
+from ett.evaluation_ett.common import answer, encode, image_prompt
+from ett.evaluation_ett.understanding import caption_loss, choose_questions, normalize
+from ett.scenes_ett import CHANCE, QUESTION_TYPES, Scenes
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_accuracy_counts_exact_answers_by_type(monkeypatch, model, processor, sc
     assert scores["answers"] == ["yes"] * len(truths)
 
 
-def test_examples_show_right_and_wrong_answers_with_their_pictures(monkeypatch, model, processor, scenes):
+def test_examples_show_right_and_wrong_answers_with_their_images(monkeypatch, model, processor, scenes):
     answering(monkeypatch, lambda prompt: "yes")
     scores = evaluate_questions(model, processor, scenes, questions_per_scene=100, progress=False)
     shown = [(example["type"], example["correct"]) for example in scores["examples"]]
@@ -72,7 +72,7 @@ def test_codes_read_in_a_padded_batch_answer_as_pixels_do_alone(model, processor
     images = [scene.render() for scene in scenes][:2]
     codes = encode(model, processor, images, batch_size=1)
     questions = ["what is written?", "how many red squares do you see?"]
-    prompts = [picture_prompt(processor, question) for question in questions]
+    prompts = [image_prompt(processor, question) for question in questions]
     batched = answer(model, processor, prompts, codes, 5)
     for image, question, said in zip(images, questions, batched, strict=True):
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -87,7 +87,7 @@ def test_codes_read_in_a_padded_batch_answer_as_pixels_do_alone(model, processor
 
 def test_caption_loss_is_the_models_own_on_the_captions_tokens(model, processor, scenes):
     texts = ["top a small red ring.", "bottom left there is a large blue square, top a small red ring."]
-    prompt = picture_prompt(processor, processor.caption_prompt)
+    prompt = image_prompt(processor, processor.caption_prompt)
     images = [scene.render() for scene in scenes][:2]
     with torch.no_grad():
         total, tokens = caption_loss(model, processor, prompt, texts, encode(model, processor, images, 2))
@@ -106,14 +106,14 @@ def test_caption_loss_is_the_models_own_on_the_captions_tokens(model, processor,
     assert total == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_empty_prompt_puts_the_caption_right_after_the_picture(monkeypatch, model, processor, scenes):
+def test_the_empty_prompt_puts_the_caption_right_after_the_image(monkeypatch, model, processor, scenes):
     prompts = []
     monkeypatch.setattr(understanding, "caption_loss", lambda *inputs: prompts.append(inputs[2]) or (1.0, 1))
     for prompt in ("", None):
         evaluate_captions(model, processor, scenes, prompt=prompt, examples=0, progress=False)
-    picture = processor.image_placeholder()
-    assert prompts[0] == picture
-    assert prompts[1] == f"<|im_start|>user {picture}{processor.caption_prompt}<|im_end|><|im_start|>assistant "
+    image = processor.image_placeholder()
+    assert prompts[0] == image
+    assert prompts[1] == f"<|im_start|>user {image}{processor.caption_prompt}<|im_end|><|im_start|>assistant "
 
 
 def test_caption_loss_of_a_data_set_weighs_tokens_not_batches(model, processor, scenes):

@@ -5,16 +5,16 @@ import torch
 from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 WORDS = ["a", "red", "circle", "blue", "square", "what", "color", "is", "the", "?"]
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """A folder with `ett-tokenizer`, `ett-chat` and `ett-gen`, for pictures of 16 x 16 pixels and 4 x 4 codes."""
+    """A folder with `ett-tokenizer`, `ett-chat` and `ett-gen`, for images of 16 x 16 pixels and 4 x 4 codes."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     vision_tokenizer = IBQModel(
@@ -60,7 +60,7 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
+def image(tmp_path):
+    path = tmp_path / "image.png"
     Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
     return path

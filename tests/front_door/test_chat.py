@@ -35,19 +35,19 @@ def terminal(conversation, models, tmp_path):
     return run
 
 
-def test_an_answer_comes_in_pieces_that_make_it_up(conversation, picture):
-    conversation.show(str(picture))
+def test_an_answer_comes_in_pieces_that_make_it_up(conversation, image):
+    conversation.show(str(image))
     pieces = []
     answer = conversation.ask("what color is the circle ?", pieces.append)
     assert answer and "".join(pieces).strip() == answer
     assert len(pieces) > 1
 
 
-def test_all_turns_and_pictures_are_seen_again(conversation, picture, monkeypatch):
+def test_all_turns_and_images_are_seen_again(conversation, image, monkeypatch):
     seen = []
     generate = conversation.model.generate
     monkeypatch.setattr(conversation.model, "generate", lambda **kwargs: seen.append(kwargs) or generate(**kwargs))
-    conversation.show(str(picture))
+    conversation.show(str(image))
     first = conversation.ask("what color is the circle ?")
     conversation.ask("is the square red ?")
     assert [len(kwargs["pixel_values"]) for kwargs in seen] == [1, 1]
@@ -55,15 +55,15 @@ def test_all_turns_and_pictures_are_seen_again(conversation, picture, monkeypatc
     assert "what color is the circle" in text and first in text and "is the square red" in text
 
 
-def test_a_new_conversation_knows_nothing_of_the_former(conversation, picture):
-    conversation.show(str(picture))
+def test_a_new_conversation_knows_nothing_of_the_former(conversation, image):
+    conversation.show(str(image))
     conversation.ask("a red circle")
     conversation.begin_anew()
-    assert (conversation.messages, conversation.pictures, conversation.shown) == ([], [], [])
+    assert (conversation.messages, conversation.images, conversation.shown) == ([], [], [])
 
 
-def test_a_question_that_cannot_be_asked_changes_nothing(conversation, picture):
-    conversation.show(str(picture))
+def test_a_question_that_cannot_be_asked_changes_nothing(conversation, image):
+    conversation.show(str(image))
     with pytest.raises(ValueError, match="'zebra' is beyond this model's vocabulary"):
         conversation.ask("is the zebra red ?")
     assert conversation.messages == [] and len(conversation.shown) == 1
@@ -71,7 +71,7 @@ def test_a_question_that_cannot_be_asked_changes_nothing(conversation, picture):
 
 def test_a_conversation_beyond_the_context_is_an_error(conversation, monkeypatch):
     monkeypatch.setattr(conversation.model.config.text_config, "max_position_embeddings", 4)
-    with pytest.raises(ValueError, match=r"tokens, but the model's context ends at 4; begin a new one with /new"):
+    with pytest.raises(ValueError, match=r"the model's context ends at 4; start a new conversation with /new"):
         conversation.ask("what color is the circle ?")
 
 
@@ -82,15 +82,15 @@ def test_an_interrupted_answer_is_what_there_was(conversation):
     assert conversation.ask("a red circle", interrupt) == conversation.messages[-1]["content"][0]["text"]
 
 
-def test_a_path_in_a_message_shows_the_picture(terminal, conversation, picture, capsys):
-    out = terminal(capsys, f"{picture} what color is the circle ?")
+def test_a_path_in_a_message_shows_the_image(terminal, conversation, image, capsys):
+    out = terminal(capsys, f"{image} what color is the circle ?")
     assert out.strip() == conversation.messages[-1]["content"][0]["text"]
     assert [part["type"] for part in conversation.messages[0]["content"]] == ["image", "text"]
-    assert len(conversation.pictures) == 1
+    assert len(conversation.images) == 1
 
 
-def test_a_picture_shown_alone_goes_with_the_next_message(terminal, conversation, picture, capsys):
-    terminal(capsys, f"/image {picture}", "a red circle", "a blue square")
+def test_an_image_shown_alone_goes_with_the_next_message(terminal, conversation, image, capsys):
+    terminal(capsys, f"/image {image}", "a red circle", "a blue square")
     assert [len(message["content"]) for message in conversation.messages] == [2, 1, 1, 1]
 
 
@@ -104,13 +104,13 @@ def test_drawings_go_into_new_files(terminal, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/paint a circle", "There is no command /paint; /help shows those there are."),
-        ("/image", "/image needs a path behind it."),
-        ("/draw", "/draw needs a prompt behind it."),
+        ("/paint a circle", "/paint is not a command; /help lists all commands."),
+        ("/image", "/image needs a path after it."),
+        ("/draw", "/draw needs a prompt after it."),
         ("a zebra", "The word 'zebra' is beyond this model's vocabulary"),
         ("/image missing.png", "missing.png"),
         ("/image http://127.0.0.1:0/scene.png", "'http://127.0.0.1:0/scene.png' cannot be fetched"),
-        ("red <image>", "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+        ("red <image>", "The text has 1 <image> and there are 0 images; give one image for each."),
     ],
 )
 def test_what_went_wrong_is_one_sentence_and_the_conversation_goes_on(terminal, capsys, line, said):

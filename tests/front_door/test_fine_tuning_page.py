@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from train.models.adapters import merge_folder
+from ett.train.models.adapters import merge_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tuning.md"
 SECTIONS = re.split(r"^##+ (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]

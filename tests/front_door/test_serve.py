@@ -26,9 +26,9 @@ def served(models, monkeypatch):
     manager.shutdown()
 
 
-def test_the_server_answers_a_question_about_a_picture_as_the_pipeline_does(served, picture):
+def test_the_server_answers_a_question_about_an_image_as_the_pipeline_does(served, image):
     model, processor = served.load_model_and_processor("ett-chat")
-    url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": "what color is the circle ?"},
@@ -50,7 +50,7 @@ def test_the_server_answers_a_question_about_a_picture_as_the_pipeline_does(serv
         GenerateManager().generate_non_streaming(model, processor, inputs, model.generation_config, "")
     )
     pipe = pipeline("image-to-text", model="ett-chat", device="cpu")
-    assert pipe(str(picture), content[1]["text"], max_new_tokens=6)[0]["generated_text"] == answer
+    assert pipe(str(image), content[1]["text"], max_new_tokens=6)[0]["generated_text"] == answer
     assert answer
 
 
@@ -83,7 +83,7 @@ CHAT = [{"role": "user", "content": "what color is the circle ?"}]
     ("body", "field", "message"),
     [
         ({}, "messages", "The request has no messages"),
-        ({"messages": []}, "messages", "messages is no list"),
+        ({"messages": []}, "messages", "messages is []; expected a list of one or more messages"),
         ({"messages": [{"content": "a"}]}, "messages", "expected messages, each with a role and a content"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages", "A message's content is 3; expected a text"),
         ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "messages", "A part of the content is"),
@@ -109,7 +109,7 @@ def test_a_request_with_values_of_other_types_is_refused(body, field, message):
 @pytest.mark.parametrize("url", ["/etc/hostname", "file:///etc/hostname", "", 5, {"url": None}])
 def test_requests_open_no_files_of_the_server(url):
     content = [{"type": "image_url", "image_url": url}]
-    with pytest.raises(ValueError, match="files of the server are not opened for requests"):
+    with pytest.raises(ValueError, match="the server opens none of its own files for a request"):
         serving.check_request({"messages": [{"role": "user", "content": content}]}, "messages")
 
 
@@ -130,8 +130,8 @@ def test_usual_requests_pass(body, field):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"n": 2}, "n is 2; this server gives one choice for each request"),
-        ({"messages": "hello"}, "messages is no list"),
+        ({"n": 2}, "n is 2; this server returns one choice per request"),
+        ({"messages": "hello"}, "messages is 'hello'; expected a list of one or more messages"),
         ({"stop": [1]}, "stop is [1]; expected a text or a list of texts"),
     ],
 )
@@ -166,7 +166,7 @@ def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
         assert server.build_server(manager, chat, completion_handler=None) is app
     assert server.build_server is plain
     assert [route.path for route in app.router.routes] == ["/v1/chat/completions"]
-    with pytest.raises(ValueError, match="model is 5; this server has ett-chat alone"):
+    with pytest.raises(ValueError, match="model is 5; this server has only ett-chat"):
         asyncio.run(handlers["/load_model"]({"model": 5}))
     with pytest.raises(ValueError, match="n is 3"):
         asyncio.run(chat.handle_request({"n": 3, "messages": CHAT}, "id"))
@@ -175,9 +175,9 @@ def test_servers_answer_what_cannot_be_used_with_a_sentence(monkeypatch):
     assert response.status_code == 400 and b"The word 'zebra' is unknown." in response.body
 
 
-def test_stop_strings_that_a_tokenizer_cannot_have_are_one_sentence(served, picture):
+def test_stop_strings_that_a_tokenizer_cannot_have_are_one_sentence(served, image):
     model, processor = served.load_model_and_processor("ett-chat")
-    inputs = processor(images=[picture], text=["<image> what color is the circle ?"])
+    inputs = processor(images=[image], text=["<image> what color is the circle ?"])
     options = {"max_new_tokens": 4, "do_sample": False, "stop_strings": ["red"]}
     # Servers hand the processor on in the tokenizer's place.
     for tokenizer in (processor, processor.tokenizer):

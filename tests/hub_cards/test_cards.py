@@ -4,7 +4,7 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from hub_cards import write_card
+from ett.hub_cards import write_card
 
 
 @pytest.fixture

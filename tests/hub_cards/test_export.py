@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 import ett
 from ett.cli import app
-from hub_cards import export, export_folder, push, push_folder
-from processing_ett import build_word_tokenizer
+from ett.hub_cards import export, export_folder, push, push_folder
+from ett.processing_ett import build_word_tokenizer
 
 QUESTION = "what color is it?"
 
@@ -43,7 +43,7 @@ from safetensors.torch import save_file
 from transformers import pipeline
 from transformers.cli.serving.model_manager import ModelManager
 
-chat, tokenizer, picture, question = sys.argv[1:]
+chat, tokenizer, image, question = sys.argv[1:]
 torch.use_deterministic_algorithms(True)
 loaded = {}
 for name in ("Config", "Model", "ModelForImageTextToText", "ModelForMultimodalLM", "Processor", "ImageProcessor"):
@@ -60,15 +60,15 @@ served = server.load_model_and_processor(chat)
 modality = server.get_model_modality(*served).name
 server.shutdown()
 
-inputs = loaded["Processor"](images=Image.open(picture))
+inputs = loaded["Processor"](images=Image.open(image))
 prompt = loaded["Processor"](text=question, generation_mode="image")
-pixels = loaded["alone"](Image.open(picture), return_tensors="pt").pixel_values
+pixels = loaded["alone"](Image.open(image), return_tensors="pt").pixel_values
 with torch.no_grad():
     tensors = {
         "hidden_states": loaded["Model"](**inputs).last_hidden_state,
         "logits": loaded["ModelForImageTextToText"](**inputs).logits,
         "logits_multimodal": loaded["ModelForMultimodalLM"](**inputs).logits,
-        "logits_served": served[0](**served[1](images=Image.open(picture))).logits,
+        "logits_served": served[0](**served[1](images=Image.open(image))).logits,
         "drawing": loaded["ModelForMultimodalLM"].generate(**prompt, generation_mode="image", do_sample=False),
         "pixels": pixels,
     }
@@ -84,17 +84,17 @@ latents = {"generator": torch.Generator().manual_seed(3), "output_type": "latent
 tensors["text_to_image"] = text_to_image(question, **latents).images
 for pipe in (image_text_to_text, any_to_any, text_to_image):
     classes[type(pipe).__name__] = [type(pipe).__module__, type(pipe).__name__]
-content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
 chat_options = {"text": [{"role": "user", "content": content}], "max_new_tokens": 6, "return_full_text": False}
 texts = {
-    "caption": pipeline("image-to-text", model=chat, trust_remote_code=True)(picture, max_new_tokens=6),
+    "caption": pipeline("image-to-text", model=chat, trust_remote_code=True)(image, max_new_tokens=6),
     "answer": image_text_to_text(**chat_options)[0]["generated_text"],
     "any_to_any": any_to_any(**chat_options)[0]["generated_text"],
     "ids": text_tokenizer(question).input_ids,
 }
 loaded["ModelForImageTextToText"].save_pretrained("again")
 loaded["Processor"].save_pretrained("again")
-texts["again"] = pipeline("image-to-text", model="again", trust_remote_code=True)(picture, max_new_tokens=6)
+texts["again"] = pipeline("image-to-text", model="again", trust_remote_code=True)(image, max_new_tokens=6)
 save_file(tensors, "tensors.safetensors")
 report = {"importable": importable, "classes": classes, "texts": texts, "modality": modality}
 json.dump(report, open("report.json", "w"))
@@ -103,7 +103,7 @@ json.dump(report, open("report.json", "w"))
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders `chat`, which also draws, and `tokenizer`, with random weights, as training leaves them; a picture."""
+    """Folders `chat`, which also draws, and `tokenizer`, with random weights, as training leaves them; an image."""
     torch.manual_seed(0)
     vision_tokenizer = ett.IBQModel(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -152,7 +152,7 @@ def models(tmp_path_factory):
         (folder / name / "training").mkdir()
         (folder / name / "training" / "recipe.yaml").touch()
         (folder / name / "training_args.bin").touch()
-    Image.linear_gradient("L").resize((12, 8)).convert("RGB").save(folder / "picture.png")
+    Image.linear_gradient("L").resize((12, 8)).convert("RGB").save(folder / "image.png")
     return folder
 
 
@@ -174,7 +174,7 @@ def stranger(models, exported, tmp_path_factory):
         "HF_HOME": str(folder / "home"),
         "HF_MODULES_CACHE": str(folder / "modules"),
     }
-    arguments = [exported / "chat", exported / "tokenizer", models / "picture.png", QUESTION]
+    arguments = [exported / "chat", exported / "tokenizer", models / "image.png", QUESTION]
     result = subprocess.run(
         [sys.executable, "-c", STRANGER, *map(str, arguments)],
         cwd=folder,
@@ -189,10 +189,10 @@ def stranger(models, exported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original(models):
-    """The model and the processor that were exported, and what they make of the picture."""
+    """The model and the processor that were exported, and what they make of the image."""
     model = ett.ETTForConditionalGeneration.from_pretrained(models / "chat")
     processor = ett.ETTProcessor.from_pretrained(models / "chat")
-    return SimpleNamespace(model=model, processor=processor, picture=Image.open(models / "picture.png"))
+    return SimpleNamespace(model=model, processor=processor, image=Image.open(models / "image.png"))
 
 
 def test_nothing_of_ours_could_be_imported(stranger):
@@ -223,7 +223,7 @@ def test_each_auto_class_finds_its_class_in_the_folder(stranger, loaded, name):
 
 
 def test_scores_and_hidden_states_are_the_originals(stranger, original):
-    inputs = original.processor(images=original.picture)
+    inputs = original.processor(images=original.image)
     with torch.no_grad():
         logits = original.model(**inputs).logits
         hidden_states = original.model.model(**inputs).last_hidden_state
@@ -233,19 +233,19 @@ def test_scores_and_hidden_states_are_the_originals(stranger, original):
     assert torch.equal(stranger.tensors["hidden_states"], hidden_states)
 
 
-def test_transformers_serve_takes_it_for_a_model_that_sees_pictures(stranger):
+def test_transformers_serve_takes_it_for_a_model_that_sees_images(stranger):
     assert stranger.modality == "MULTIMODAL"
 
 
-def test_it_draws_the_same_picture(stranger, original):
+def test_it_draws_the_same_image(stranger, original):
     prompt = original.processor(text=QUESTION, generation_mode="image")
     codes = original.model.generate(**prompt, generation_mode="image", do_sample=False)
     assert torch.equal(stranger.tensors["drawing"], codes)
-    (picture,) = original.processor.post_process_images(original.model.decode_image_tokens(codes))
-    assert stranger.tensors["any_to_any"].tolist() == np.array(picture).flatten().tolist()
+    (image,) = original.processor.post_process_images(original.model.decode_image_tokens(codes))
+    assert stranger.tensors["any_to_any"].tolist() == np.array(image).flatten().tolist()
 
 
-def test_its_diffusers_pipeline_draws_the_same_picture(stranger, original):
+def test_its_diffusers_pipeline_draws_the_same_image(stranger, original):
     pipe = ett.ETTTextToImagePipeline(original.model, original.processor)
     codes = pipe(QUESTION, generator=torch.Generator().manual_seed(3), output_type="latent").images
     assert torch.equal(stranger.tensors["text_to_image"], codes)
@@ -262,7 +262,7 @@ def test_a_model_that_does_not_draw_is_exported_without_code_for_it(models, tmp_
 
 @pytest.mark.parametrize("where", ["subfolder", "folder"])
 def test_diffusers_loads_the_tokenizer_with_the_same_codes(stranger, original, where):
-    pixels = original.processor.image_processor(original.picture, return_tensors="pt").pixel_values
+    pixels = original.processor.image_processor(original.image, return_tensors="pt").pixel_values
     assert torch.equal(stranger.tensors["pixels"], pixels)
     codes = original.model.model.vision_tokenizer.encode_codes(pixels)
     assert len(codes.unique()) > 1
@@ -271,7 +271,7 @@ def test_diffusers_loads_the_tokenizer_with_the_same_codes(stranger, original, w
 
 def test_the_literal_image_to_text_call_says_the_same(stranger, models):
     pipe = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
-    assert stranger.texts["caption"] == pipe(str(models / "picture.png"), max_new_tokens=6)
+    assert stranger.texts["caption"] == pipe(str(models / "image.png"), max_new_tokens=6)
 
 
 def test_saved_again_it_keeps_its_pipelines(stranger):
@@ -280,7 +280,7 @@ def test_saved_again_it_keeps_its_pipelines(stranger):
 
 def test_chats_are_answered_and_text_is_split_the_same(stranger, models, original):
     pipe = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
-    (result,) = pipe(str(models / "picture.png"), QUESTION, max_new_tokens=6)
+    (result,) = pipe(str(models / "image.png"), QUESTION, max_new_tokens=6)
     assert stranger.texts["answer"].strip() == stranger.texts["any_to_any"].strip() == result["generated_text"]
     assert stranger.texts["ids"] == original.processor.tokenizer(QUESTION).input_ids
 
@@ -303,6 +303,7 @@ def test_the_models_own_files_are_copied_as_they_are(models, exported):
         assert not (exported / name / "training").exists() and not (exported / name / "training_args.bin").exists()
     assert {path.name for path in (exported / "tokenizer").glob("*.py")} == {
         "image_processing_ett.py",
+        "image_reading_ett.py",
         "modeling_ibq.py",
         "loading_ett.py",
         "quantizer_ibq.py",
@@ -313,8 +314,8 @@ def test_where_ett_is_installed_the_folder_needs_no_remote_code(models, exported
     pipe = pipeline("image-to-text", model=str(exported / "chat"), device="cpu")
     assert type(pipe.model) is ett.ETTForConditionalGeneration
     expected = pipeline("image-to-text", model=str(models / "chat"), device="cpu")
-    picture = str(models / "picture.png")
-    assert pipe(picture, max_new_tokens=6) == expected(picture, max_new_tokens=6)
+    image = str(models / "image.png")
+    assert pipe(image, max_new_tokens=6) == expected(image, max_new_tokens=6)
 
 
 def test_a_pipeline_that_is_loaded_from_it_and_saved_needs_no_remote_code(models, exported, tmp_path):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-from hub_cards import push, push_folder
+from ett.hub_cards import push, push_folder
 
 
 class FakeApi:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES, Scenes
+from ett.scenes_ett import CHANCE, PROMPT_CATEGORIES, QUESTION_TYPES, Scenes
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import ett  # noqa: F401 (registers with the Auto classes)
-from miniature_ett import demo
-from train import load_recipe
+from ett.miniature_ett import demo
+from ett.train import load_recipe
 
 FOLDERS = ("ett-tokenizer", "ett-chat", "ett-gen")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from miniature_ett.probe import embed_cells, fit_and_test, probe_tokenizer
-from scenes_ett import Scene, Scenes, Shape
+from ett.miniature_ett.probe import embed_cells, fit_and_test, probe_tokenizer
+from ett.scenes_ett import Scene, Scenes, Shape
 
 
 class Pooling(torch.nn.Module):

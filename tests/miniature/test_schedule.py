@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from miniature_ett import schedule
-from miniature_ett.schedule import StopTasks, run_tasks
-from miniature_ett.schedule_display import TableDisplay
-from miniature_ett.schedule_plan import Outcome, Plan, Task
+from ett.miniature_ett import schedule
+from ett.miniature_ett.schedule import StopTasks, run_tasks
+from ett.miniature_ett.schedule_display import TableDisplay
+from ett.miniature_ett.schedule_plan import Outcome, Plan, Task
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,10 +117,10 @@ def test_a_task_can_stop_all(tmp_path):
 SCRIPT = """
     import signal, sys, time
     from pathlib import Path
-    from miniature_ett import schedule
+    from ett.miniature_ett import schedule
 
     def slow(report, folder):
-        from train.checkpointing.interruption import Interruption, TrainingInterrupted
+        from ett.train.checkpointing.interruption import Interruption, TrainingInterrupted
         with Interruption() as interruption:
             Path(folder, "started").touch()
             for step in range(600):

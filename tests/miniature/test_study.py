@@ -16,15 +16,15 @@ import yaml
 from typer.testing import CliRunner
 
 import ett
-import train
+from ett import train
 from ett.cli import app
-from miniature_ett import schedule, study, study_matrix, study_tasks
-from miniature_ett.schedule import run_task
-from miniature_ett.schedule_plan import Plan
-from miniature_ett.study_matrix import ARMS, STAGES, Cell, chain, choose_cells, stage_overrides
-from miniature_ett.study_results import MEASURES
-from train.checkpointing.checkpoints import CheckpointError
-from train.recipes import CRITICS, VQ_LOSS, load_recipe
+from ett.miniature_ett import schedule, study, study_matrix, study_tasks
+from ett.miniature_ett.schedule import run_task
+from ett.miniature_ett.schedule_plan import Plan
+from ett.miniature_ett.study_matrix import ARMS, STAGES, Cell, chain, choose_cells, stage_overrides
+from ett.miniature_ett.study_results import MEASURES
+from ett.train.checkpointing.checkpoints import CheckpointError
+from ett.train.recipes import CRITICS, VQ_LOSS, load_recipe
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell(1, "textured", "")
@@ -374,8 +374,7 @@ def test_the_command_says_what_is_there_and_fails_where_cells_failed(tmp_path, i
     result = invoke(*arguments)
     assert result.exit_code == 1 and "Cells: 1 failed." in result.stdout
     assert (
-        result.stderr
-        == f"ett: Some cells failed; {tmp_path}/study.log says where. The same command tries them again.\n"
+        result.stderr == f"ett: Some cells failed; see {tmp_path}/study.log and run the same command again to retry.\n"
     )
     monkeypatch.setattr(study, "train_stage", fake_stage)
     result = invoke(*arguments)

@@ -6,10 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from miniature_ett import study, study_matrix, study_report
-from miniature_ett.charts import MINUS
-from miniature_ett.study_claims import CONTROLS, PAPER_CLAIMS, PAPER_TABLE_4, PAPER_TABLE_5, Claim, judge
-from miniature_ett.study_results import (
+from ett.miniature_ett import study, study_matrix, study_report
+from ett.miniature_ett.charts import MINUS
+from ett.miniature_ett.study_claims import CONTROLS, PAPER_CLAIMS, PAPER_TABLE_4, PAPER_TABLE_5, Claim, judge
+from ett.miniature_ett.study_results import (
     MEASURES,
     UNKNOWN,
     Results,
@@ -18,7 +18,7 @@ from miniature_ett.study_results import (
     format_statistic,
     summarize,
 )
-from miniature_ett.study_summary import summarize_study
+from ett.miniature_ett.study_summary import summarize_study
 
 GENERAL, PSNR = "questions.general", "tokenizer.psnr"
 BANNER = "A quick run: every task ran with a few steps, and the figures mean nothing."

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from miniature_ett.verdicts import ATTRIBUTE_CHANCE, PROMPT_CHANCE, has_learned, is_at_chance, loss_change
-from scenes_ett import PROMPT_CATEGORIES, drawing_pair, satisfies
+from ett.miniature_ett.verdicts import ATTRIBUTE_CHANCE, PROMPT_CHANCE, has_learned, is_at_chance, loss_change
+from ett.scenes_ett import PROMPT_CATEGORIES, drawing_pair, satisfies
 
 
 def stage(**losses):

@@ -1,11 +1,14 @@
-"""The model: three ways in for pictures, one gradient from captions to the tokenizer, exact folders."""
+"""The model: three ways in for images, one gradient from captions to the tokenizer, exact folders."""
+
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration, ETTModel
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 IGNORED = -100
@@ -13,20 +16,20 @@ IGNORED = -100
 
 @pytest.fixture
 def inputs():
-    """Two texts of a picture (16 codes) and five words, with the words as labels."""
+    """Two texts of an image (16 codes) and five words, with the words as labels."""
     generator = torch.Generator().manual_seed(0)
-    picture = torch.tensor([[IMAGE_START, *[IMAGE] * 16, IMAGE_END]]).repeat(2, 1)
+    image = torch.tensor([[IMAGE_START, *[IMAGE] * 16, IMAGE_END]]).repeat(2, 1)
     words = torch.randint(10, 40, (2, 5), generator=generator)
     return {
-        "input_ids": torch.cat([picture, words], dim=1),
+        "input_ids": torch.cat([image, words], dim=1),
         "pixel_values": torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1,
-        "labels": torch.cat([torch.full_like(picture, IGNORED), words], dim=1),
+        "labels": torch.cat([torch.full_like(image, IGNORED), words], dim=1),
     }
 
 
-def logits(model, inputs, **pictures):
+def logits(model, inputs, **images):
     with torch.no_grad():
-        return model(input_ids=inputs["input_ids"], **pictures).logits
+        return model(input_ids=inputs["input_ids"], **images).logits
 
 
 @pytest.mark.parametrize("l2_normalize", [False, True])
@@ -38,7 +41,7 @@ def test_pixels_codes_and_embeddings_give_the_same_logits(make_model, make_visio
     embeddings = quantized.embeddings.flatten(2).transpose(1, 2)
     expected = logits(model, inputs, pixel_values=pixels)
     assert torch.equal(logits(model, inputs, image_codes=quantized.codes), expected)
-    assert torch.equal(logits(model, inputs, image_embeds=embeddings), expected)
+    assert torch.equal(logits(model, inputs, codebook_embeds=embeddings), expected)
 
 
 def test_other_pixels_give_other_logits(make_model, inputs):
@@ -47,7 +50,7 @@ def test_other_pixels_give_other_logits(make_model, inputs):
     assert bool((difference[:, -1].abs().amax(dim=-1) > 1e-2).all())
 
 
-def test_pictures_stand_in_order_of_their_placeholders(make_model, inputs):
+def test_images_stand_in_order_of_their_placeholders(make_model, inputs):
     model, pixels = make_model(), inputs["pixel_values"]
     both = logits(model, inputs, pixel_values=pixels)
     first = logits(model, {"input_ids": inputs["input_ids"][:1]}, pixel_values=pixels[:1])
@@ -84,7 +87,7 @@ def test_detached_embeddings_keep_the_caption_loss_from_the_tokenizer_alone(make
         if given == "image_codes":
             images = {"image_codes": model.model.quantize_pixels(**images).codes}
         labelled = {name: inputs[name] for name in ("input_ids", "labels")}
-        model(**labelled, **images, detach_image_embeds=detach).loss.backward()
+        model(**labelled, **images, detach_codebook_embeds=detach).loss.backward()
         assert bool(reached(model)) is not detach
         parts = (model.model.projector, model.model.language_model)
         gradients.append([parameter.grad for part in parts for parameter in part.parameters()])
@@ -101,7 +104,7 @@ def test_with_indices_the_caption_loss_does_not_reach_the_tokenizer(make_model, 
 def test_with_indices_the_language_model_sees_a_row_of_its_own_width_for_each_code(make_model):
     model = make_model(visual_embedding="index").model
     codes = torch.tensor([[[3, 0], [31, 3]]])
-    features, _ = model.get_image_features(image_codes=codes)
+    features = model.get_image_features(image_codes=codes).pooler_output
     assert torch.equal(features, model.index_embedding.weight[[3, 0, 31, 3]].unsqueeze(0))
     assert model.index_embedding.weight.shape == (32, 32) and not hasattr(model, "projector")
 
@@ -121,7 +124,7 @@ def test_with_indices_the_codes_matter_and_the_codebook_does_not(make_model, inp
     model.model.vision_tokenizer.quantize.embedding.weight.data.neg_()
     assert torch.equal(logits(model, inputs, image_codes=codes), expected)
     with pytest.raises(ValueError, match="own embedding for each code"):
-        logits(model, inputs, image_embeds=torch.zeros(2, 16, 8))
+        logits(model, inputs, codebook_embeds=torch.zeros(2, 16, 8))
 
 
 def test_a_frozen_tokenizer_gets_no_graph_and_no_losses(make_model, inputs):
@@ -179,16 +182,16 @@ def test_a_reconstruction_without_pixels_is_an_error(make_model, inputs):
 
 
 def test_placeholders_and_codes_that_differ_in_number_are_an_error_that_tells_both(make_model, inputs):
-    with pytest.raises(ValueError, match=r"hold 32 image placeholders \(token 4\), but the 1 pictures have 16 codes"):
+    with pytest.raises(ValueError, match=r"hold 32 image placeholders \(token 4\), but the 1 images have 16 codes"):
         make_model()(inputs["input_ids"], pixel_values=inputs["pixel_values"][:1])
 
 
-def test_pictures_without_placeholders_are_an_error(make_model, inputs):
+def test_images_without_placeholders_are_an_error(make_model, inputs):
     with pytest.raises(ValueError, match="hold 0 image placeholders"):
         make_model()(torch.tensor([[10, 11]]), pixel_values=inputs["pixel_values"])
 
 
-def test_pictures_given_twice_are_an_error(make_model, inputs):
+def test_images_given_twice_are_an_error(make_model, inputs):
     with pytest.raises(ValueError, match="given: pixel_values, image_codes"):
         make_model()(inputs["input_ids"], pixel_values=inputs["pixel_values"], image_codes=torch.zeros(2, 4, 4).long())
 
@@ -326,14 +329,14 @@ def config_with_context(length):
 
 def test_a_prompt_fits_the_context_if_a_token_of_the_answer_does():
     config_with_context(4).check_context(3)
-    message = r"^The prompt has 4 tokens, pictures included, and the language model's context ends at 4; shorten it\.$"
+    message = r"^The prompt has 4 tokens, images included, and the language model's context ends at 4; shorten it\.$"
     with pytest.raises(ValueError, match=message):
         config_with_context(4).check_context(4)
 
 
 def test_a_drawing_fits_the_context_if_its_last_code_does():
     config_with_context(8).check_context(2, num_codes=6)
-    with pytest.raises(ValueError, match="The prompt has 2 tokens and the picture 7 codes, together more than the 8"):
+    with pytest.raises(ValueError, match="The prompt has 2 tokens and the image 7 codes, together more than the 8"):
         config_with_context(8).check_context(2, num_codes=7)
 
 
@@ -347,7 +350,7 @@ def positioned(make_model):
 
 
 def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
-    features = positioned.model.get_image_features(image_codes=torch.zeros(1, 2, 3, dtype=torch.long))[0][0]
+    features = positioned.model.get_image_features(image_codes=torch.zeros(1, 2, 3, dtype=torch.long)).pooler_output[0]
     assert len(features.unique(dim=0)) == 6
     down, right = features[3] - features[0], features[1] - features[0]
     torch.testing.assert_close(features[4] - features[1], down)
@@ -356,7 +359,7 @@ def test_code_positions_add_the_row_and_the_column_of_each_code(positioned):
 
 def test_codes_one_at_a_time_have_the_positions_of_the_whole_image(positioned):
     codes = torch.arange(12).view(1, 3, 4)
-    whole = positioned.model.get_image_features(image_codes=codes)[0]
+    whole = positioned.model.get_image_features(image_codes=codes).pooler_output
     for place, code in enumerate(codes.flatten()):
         one = positioned.model.embed_codes(code.view(1, 1), torch.tensor([place]), width=4)
         torch.testing.assert_close(one[0, 0], whole[0, place])
@@ -366,12 +369,12 @@ def test_embeddings_of_a_square_image_have_the_positions_of_its_codes(positioned
     codes = torch.arange(16).view(1, 4, 4)
     embeddings = positioned.model.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
     features = [
-        positioned.model.get_image_features(**image)[0]
-        for image in ({"image_codes": codes}, {"image_embeds": embeddings})
+        positioned.model.get_image_features(**image).pooler_output
+        for image in ({"image_codes": codes}, {"codebook_embeds": embeddings})
     ]
     torch.testing.assert_close(*features)
-    with pytest.raises(ValueError, match="image_embeds hold 12 codes an image"):
-        positioned.model.get_image_features(image_embeds=embeddings[:, :12])
+    with pytest.raises(ValueError, match="codebook_embeds hold 12 codes an image"):
+        positioned.model.get_image_features(codebook_embeds=embeddings[:, :12])
 
 
 def test_images_of_more_codes_than_there_are_positions_are_refused(positioned):
@@ -393,10 +396,70 @@ def test_generation_feeds_codes_back_with_their_positions(positioned):
     start = positioned.config.image_start_token_id
     prompt = torch.tensor([[11, 12, start]])
     output = positioned.generate(
-        prompt, generation_mode="image", do_sample=False, guidance_scale=1.0, output_scores=True
+        prompt,
+        generation_mode="image",
+        do_sample=False,
+        guidance_scale=1.0,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     codes = output.sequences
     ids = torch.cat([prompt, torch.full((1, codes.numel()), positioned.config.image_token_id)], dim=1)
     with torch.no_grad():
         logits = positioned(input_ids=ids, image_codes=codes, predict_codes=True, skip_logits=False).code_logits
     torch.testing.assert_close(output.scores[0], logits, atol=1e-4, rtol=1e-4)
+
+
+# transformers' conventions
+
+
+def test_image_features_are_given_as_every_model_of_transformers_gives_them(make_model, inputs):
+    model = make_model().eval()
+    pixels, codes = inputs["pixel_values"], model.model.vision_tokenizer.encode_codes(inputs["pixel_values"])
+    features = model.get_image_features(pixels, return_dict=True)
+    assert isinstance(features, BaseModelOutputWithPooling)
+    assert torch.equal(features.quantized.codes, codes)
+    embeddings = model.model.vision_tokenizer.codes_to_embeddings(codes).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(features.last_hidden_state, embeddings)
+    assert len(features.pooler_output) == len(pixels)
+    assert torch.equal(model.get_image_features(pixels, return_dict=False)[1], features.pooler_output)
+
+
+@pytest.mark.parametrize("part", ["model", "whole"])
+def test_without_return_dict_outputs_are_tuples_of_the_same_values(make_model, inputs, part):
+    model = make_model().eval()
+    model = model.model if part == "model" else model
+    expected, found = model(**inputs), model(**inputs, return_dict=False)
+    assert isinstance(found, tuple) and len(found) == len(expected.to_tuple())
+    assert torch.equal(found[0], expected[0])
+
+
+def test_images_find_their_places_among_embeddings(make_model, inputs):
+    model = make_model().eval()
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+    expected = model(input_ids=ids, pixel_values=pixels).logits
+    found = model(inputs_embeds=model.get_input_embeddings()(ids), pixel_values=pixels).logits
+    assert torch.equal(found, expected)
+
+
+def test_labels_that_are_shifted_already_give_the_same_loss(make_model, inputs):
+    model = make_model().eval()
+    labels = inputs.pop("labels")
+    shifted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
+    expected = model(**inputs, labels=labels).loss
+    torch.testing.assert_close(model(**inputs, shift_labels=shifted).loss, expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_resized_head_keeps_its_values(make_model, make_language_model, tied):
+    model = make_model(make_language_model(tie_word_embeddings=tied))
+    model.resize_token_embeddings(48)
+    expected = model.lm_head.weight.clone()
+    model.post_init()
+    assert torch.equal(model.lm_head.weight, expected)
+
+
+def test_engines_are_not_told_to_drop_a_head_of_its_own(make_model, make_language_model):
+    names = make_model(make_language_model(tie_word_embeddings=False)).state_dict()
+    dropped = [name for name in names for rule in ETTModel._keys_to_ignore_on_load_unexpected if re.search(rule, name)]
+    assert dropped == ["visual_head.weight"]

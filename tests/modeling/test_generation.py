@@ -1,4 +1,4 @@
-"""Text and pictures out of the model: the fast ways equal the slow ones."""
+"""Text and images out of the model: the fast ways equal the slow ones."""
 
 import copy
 import math
@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
 
 PAD, IMAGE, IMAGE_START, IMAGE_END = 0, 4, 5, 6
-PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+IMAGE_TOKENS = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
 GREEDY = {"generation_mode": "image", "do_sample": False}
 
 
@@ -32,46 +32,46 @@ def prompts():
 
 def test_text_with_the_cache_equals_text_without(make_model, pixels):
     model = make_model()
-    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    ids = torch.tensor([[*IMAGE_TOKENS, 10, 11], [*IMAGE_TOKENS, 12, 13]])
     options = {"pixel_values": pixels, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     fast, slow = (model.generate(ids, **options, use_cache=use_cache) for use_cache in (True, False))
     assert fast.shape == (2, 26)
     assert torch.equal(fast, slow)
 
 
-@pytest.mark.parametrize("pictures", ["pixel_values", "image_codes", "image_embeds"])
-def test_text_from_every_kind_of_picture_is_the_same(make_model, pixels, pictures):
+@pytest.mark.parametrize("images", ["pixel_values", "image_codes", "codebook_embeds"])
+def test_text_from_every_kind_of_image_is_the_same(make_model, pixels, images):
     model = make_model()
-    ids = torch.tensor([[*PICTURE, 10, 11], [*PICTURE, 12, 13]])
+    ids = torch.tensor([[*IMAGE_TOKENS, 10, 11], [*IMAGE_TOKENS, 12, 13]])
     quantized = model.model.quantize_pixels(pixels)
     given = {
         "pixel_values": pixels,
         "image_codes": quantized.codes,
-        "image_embeds": quantized.embeddings.detach().flatten(2).transpose(1, 2),
+        "codebook_embeds": quantized.embeddings.detach().flatten(2).transpose(1, 2),
     }
     options = {"max_new_tokens": 5, "do_sample": False}
     expected = model.generate(ids, pixel_values=pixels, **options)
-    assert torch.equal(model.generate(ids, **{pictures: given[pictures]}, **options), expected)
+    assert torch.equal(model.generate(ids, **{images: given[images]}, **options), expected)
     assert not torch.equal(model.generate(ids, pixel_values=-pixels, **options), expected)
 
 
 def test_a_batch_padded_on_the_left_writes_what_each_text_alone_does(make_model, pixels):
     model = make_model()
-    short, long = [*PICTURE, 10], [14, 15, *PICTURE, 12, 13]
+    short, long = [*IMAGE_TOKENS, 10], [14, 15, *IMAGE_TOKENS, 12, 13]
     ids = torch.tensor([[PAD] * (len(long) - len(short)) + short, long])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     batch = model.generate(ids, attention_mask=(ids > 0).long(), pixel_values=pixels, **options)
-    for row, (text, picture) in enumerate(zip((short, long), pixels.split(1), strict=True)):
-        alone = model.generate(torch.tensor([text]), pixel_values=picture, **options)
+    for row, (text, image) in enumerate(zip((short, long), pixels.split(1), strict=True)):
+        alone = model.generate(torch.tensor([text]), pixel_values=image, **options)
         assert batch[row, -6:].tolist() == alone[0, -6:].tolist()
 
 
-# Pictures
+# Images
 
 
 @torch.no_grad()
 def draw_slowly(model, prompt, num_codes, guidance_scale):
-    """One picture, greedily, everything computed anew for each code: no cache, no batch, no padding."""
+    """One image, greedily, everything computed anew for each code: no cache, no batch, no padding."""
     codes = []
     for _ in range(num_codes):
         scores = []
@@ -103,7 +103,7 @@ def test_a_batch_of_prompts_draws_what_each_alone_does(make_model, prompts, guid
     drawn = model.generate(**batch, **GREEDY, guidance_scale=guidance_scale)
     alone = [model.generate(row, **GREEDY, guidance_scale=guidance_scale) for row in rows]
     assert torch.equal(drawn, torch.cat(alone))
-    assert len({tuple(picture.flatten().tolist()) for picture in alone}) > 1
+    assert len({tuple(image.flatten().tolist()) for image in alone}) > 1
 
 
 def test_guidance_by_one_is_no_guidance(make_model, prompts):
@@ -121,9 +121,9 @@ def test_what_a_drawing_is_does_not_depend_on_its_neighbours_with_a_generator_ea
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     drawn = model.generate(**batch, generation_mode="image", generator=generators(7, 8, 9))
-    for row, seed, picture in zip(rows, (7, 8, 9), drawn, strict=True):
+    for row, seed, image in zip(rows, (7, 8, 9), drawn, strict=True):
         alone = model.generate(row, generation_mode="image", generator=generators(seed))
-        assert torch.equal(alone[0], picture)
+        assert torch.equal(alone[0], image)
     other = model.generate(**batch, generation_mode="image", generator=generators(1, 2, 3))
     assert not torch.equal(other, drawn)
 
@@ -156,22 +156,22 @@ def test_a_drawing_has_the_size_asked_for(make_model):
     assert -1 <= pixels.min() and pixels.max() <= 1
 
 
-def test_several_pictures_of_a_prompt_are_those_of_the_prompt_repeated(make_model, prompts):
+def test_several_images_of_a_prompt_are_those_of_the_prompt_repeated(make_model, prompts):
     model, (_, batch) = make_model(), prompts
     repeated = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items()}
 
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in range(6)]
 
-    drawn = model.generate(**batch, generation_mode="image", num_images_per_prompt=2, generator=generators())
+    drawn = model.generate(**batch, generation_mode="image", num_return_sequences=2, generator=generators())
     assert drawn.shape == (6, 4, 4)
     assert torch.equal(drawn, model.generate(**repeated, generation_mode="image", generator=generators()))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_pictures_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
+def test_images_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
     model = make_model()
-    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START], [PAD, *PICTURE, IMAGE_START]])
+    prompt = torch.tensor([[*IMAGE_TOKENS, 10, IMAGE_START], [PAD, *IMAGE_TOKENS, IMAGE_START]])
     options = {**GREEDY, "guidance_scale": guidance_scale, "attention_mask": (prompt > 0).long()}
     drawn = model.generate(prompt, pixel_values=pixels, **options)
     codes = model.model.quantize_pixels(pixels).codes
@@ -183,10 +183,73 @@ def test_pictures_in_a_prompt_are_seen(make_model, pixels, guidance_scale):
 
 def test_scores_on_request_are_those_the_codes_were_chosen_by(make_model, prompts):
     model, (_, batch) = make_model(), prompts
-    output = model.generate(**batch, **GREEDY, output_scores=True)
+    output = model.generate(**batch, **GREEDY, return_dict_in_generate=True, output_scores=True)
     assert output.scores.shape == (3, 16, 32)
     assert torch.equal(output.scores.argmax(-1).view(3, 4, 4), output.sequences)
     assert torch.equal(output.sequences, model.generate(**batch, **GREEDY))
+
+
+def draw(model, batch, *args, seed=0, **options):
+    generator = torch.Generator().manual_seed(seed)
+    return model.generate(
+        batch["input_ids"],
+        *args,
+        **{**batch, "input_ids": None},
+        generator=generator,
+        generation_mode="image",
+        **options,
+    )
+
+
+def test_sampling_is_what_a_call_says_or_else_its_configuration_or_else_the_models_or_else_the_default(
+    make_model, prompts
+):
+    model, (_, batch) = make_model(), prompts
+    greedy, cold = draw(model, batch, do_sample=False), draw(model, batch, guidance_scale=1.5, temperature=0.5)
+    default = draw(model, batch)
+    assert torch.equal(draw(model, batch, guidance_scale=3.0, temperature=1.0, top_p=1.0), default)
+    assert torch.equal(draw(model, batch, GenerationConfig(do_sample=False)), greedy)
+    model.generation_config = GenerationConfig(temperature=0.5, top_k=1)
+    assert torch.equal(draw(model, batch), default), "a configuration without guidance is for text"
+    model.keep_image_sampling(guidance_scale=1.5, temperature=0.5)
+    assert torch.equal(draw(model, batch), cold)
+    assert torch.equal(draw(model, batch, guidance_scale=3.0, temperature=1.0), default)
+
+
+def test_a_folder_keeps_how_images_are_sampled(make_model, prompts, tmp_path):
+    model, (_, batch) = make_model(), prompts
+    model.keep_image_sampling(guidance_scale=1.5, top_k=3)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    assert torch.equal(draw(loaded, batch), draw(model, batch, guidance_scale=1.5, top_k=3))
+
+
+def test_processors_of_logits_see_the_codes_so_far_and_change_the_next(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    seen = []
+
+    def only_even(codes, scores):
+        seen.append(codes.clone())
+        return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == 1, -torch.inf)
+
+    codes = draw(model, batch, None, LogitsProcessorList([only_even]))
+    assert not (codes % 2).any()
+    assert [row.shape[1] for row in seen] == list(range(16))
+    assert torch.equal(seen[-1], codes.flatten(1)[:, :15])
+    with pytest.raises(ValueError, match="jacobi_window is 2, and a logits_processor"):
+        draw(model, batch, logits_processor=LogitsProcessorList([only_even]), jacobi_window=2)
+
+
+def test_as_many_codes_are_generated_as_tokens_are_allowed(make_model, prompts):
+    model, (_, batch) = make_model(), prompts
+    codes = draw(model, batch, max_new_tokens=5, do_sample=False).flatten(1)
+    assert torch.equal(codes[:, :5], draw(model, batch, do_sample=False).flatten(1)[:, :5])
+    assert (codes[:, 5:] == -1).all()
+
+
+def test_an_option_that_images_do_not_have_is_an_error(make_model, prompts):
+    with pytest.raises(ValueError, match="without repetition_penalty; sampling takes do_sample, guidance_scale"):
+        draw(make_model(), prompts[1], repetition_penalty=1.2)
 
 
 def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, prompts):
@@ -201,7 +264,7 @@ def test_a_drawing_that_is_stopped_is_the_beginning_of_the_whole(make_model, pro
     assert stopped[:, 6:].unique().tolist() == [-1]
 
 
-def test_where_nothing_was_drawn_a_picture_is_grey(make_model):
+def test_where_nothing_was_drawn_an_image_is_grey(make_model):
     model = make_model()
     codes = torch.arange(16).view(1, 4, 4)
     partial = model.decode_image_tokens(codes.masked_fill(codes > 5, -1))
@@ -221,12 +284,11 @@ def test_codes_come_one_by_one_as_they_are_drawn(make_model, prompts):
 
 @pytest.mark.parametrize("window", [2, 5, 40])
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"top_p": 0.9, "temperature": 0.5}], ids=str)
-def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_same(
-    make_model, prompts, window, options
-):
+def test_guessing_ahead_draws_the_same_images_and_leaves_the_generator_the_same(make_model, prompts, window, options):
     model, (_, batch) = make_model(), prompts
     plain, ahead = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
-    options = {**batch, **options, "generation_mode": "image", "output_scores": True, "image_size": (16, 12)}
+    options = {**batch, **options, "generation_mode": "image", "image_size": (16, 12)}
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     expected = model.generate(**options, generator=plain)
     drawn = model.generate(**options, generator=ahead, jacobi_window=window)
     assert torch.equal(drawn.sequences, expected.sequences)
@@ -234,7 +296,7 @@ def test_guessing_ahead_draws_the_same_pictures_and_leaves_the_generator_the_sam
     assert torch.equal(ahead.get_state(), plain.get_state())
 
 
-def test_guessing_ahead_with_a_generator_each_draws_the_same_pictures(make_model, prompts):
+def test_guessing_ahead_with_a_generator_each_draws_the_same_images(make_model, prompts):
     model, (_, batch) = make_model(), prompts
 
     def draw(**options):
@@ -362,15 +424,18 @@ def test_a_step_compiled_to_machine_code_draws_the_same(make_model, prompts):
 
 def test_a_chat_model_that_is_asked_to_draw_says_that_it_cannot(make_model):
     model = make_model(visual_head=False)
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         model.generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image")
     assert not hasattr(model, "visual_head")
 
 
-def test_a_drawing_model_that_is_asked_to_answer_says_that_it_does_not(make_model):
+def test_a_model_for_images_that_is_asked_to_answer_warns_and_answers_as_if_it_were_for_text(make_model):
+    prompt, options = torch.tensor([[10, 11]]), {"max_new_tokens": 4, "eos_token_id": None}
+    expected = make_model().generate(prompt, do_sample=False, **options)
     model = make_model(answers=False)
-    with pytest.raises(ValueError, match=r"trained to draw and not to answer .* chat model such as ETT-Chat"):
-        model.generate(torch.tensor([[10, 11]]))
+    model.keep_image_sampling()
+    with pytest.warns(UserWarning, match="trained last to generate images .* unlearned to answer"):
+        assert torch.equal(model.generate(prompt, **options), expected)
     assert model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY).shape == (1, 4, 4)
 
 
@@ -390,9 +455,9 @@ def test_a_drawing_model_that_is_asked_to_answer_says_that_it_does_not(make_mode
         ({"top_k": 0}, "top_k 0"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
         ({"guidance_scale": math.nan}, "guidance_scale nan"),
-        ({"num_images_per_prompt": 0}, "There is no picture to draw"),
+        ({"num_return_sequences": 0}, "There is no image to generate"),
         ({"jacobi_window": 0}, "jacobi_window is 0; expected at least 1"),
-        ({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 pictures"),
+        pytest.param({"generator": [torch.Generator()] * 2}, "Got 2 generators for 1 images", id="generators"),
     ],
     ids=str,
 )
@@ -401,7 +466,7 @@ def test_options_out_of_range_are_an_error(make_model, options, message):
         make_model().generate(torch.tensor([[10, IMAGE_START]]), generation_mode="image", **options)
 
 
-def test_a_prompt_that_does_not_end_where_pictures_start_is_an_error(make_model):
+def test_a_prompt_that_does_not_end_where_images_start_is_an_error(make_model):
     with pytest.raises(ValueError, match="must end with the image start token 5"):
         make_model().generate(torch.tensor([[10, IMAGE_START], [IMAGE_START, 10]]), generation_mode="image")
 
@@ -414,9 +479,9 @@ def test_attention_that_would_be_wrong_is_an_error(make_model):
 
 
 @pytest.mark.parametrize("mode", ["text", "image"])
-def test_placeholders_without_pictures_are_an_error(make_model, mode):
-    prompt = torch.tensor([[*PICTURE, 10, IMAGE_START]])
-    with pytest.raises(ValueError, match=r"has 16 placeholders of pictures \(token 4\), and no picture is given"):
+def test_placeholders_without_images_are_an_error(make_model, mode):
+    prompt = torch.tensor([[*IMAGE_TOKENS, 10, IMAGE_START]])
+    with pytest.raises(ValueError, match=r"has 16 placeholders of images \(token 4\), and no image is given"):
         make_model().generate(prompt, generation_mode=mode)
 
 
@@ -424,11 +489,9 @@ def test_a_prompt_that_the_context_has_no_room_for_is_an_error(make_model, make_
     model = make_model(make_language_model(max_position_embeddings=24))
     prompt = torch.tensor([[PAD] * 20 + [10] * 8 + [IMAGE_START]])
     mask = (prompt > 0).long()
-    with pytest.raises(
-        ValueError, match="The prompt has 9 tokens and the picture 16 codes, together more than the 24"
-    ):
+    with pytest.raises(ValueError, match="The prompt has 9 tokens and the image 16 codes, together more than the 24"):
         model.generate(prompt, attention_mask=mask, generation_mode="image")
-    with pytest.raises(ValueError, match=r"The prompt has 24 tokens, pictures included, .* context ends at 24"):
+    with pytest.raises(ValueError, match=r"The prompt has 24 tokens, images included, .* context ends at 24"):
         model.generate(torch.full((1, 24), 10))
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modeling_ett import quantizer_ibq
-from modeling_ett.gradient_path import GradientPath, measure_gradient_path
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from ett.modeling_ett import quantizer_ibq
+from ett.modeling_ett.gradient_path import GradientPath, measure_gradient_path
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer
 
 K = D = 16
 

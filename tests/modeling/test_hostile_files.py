@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import VQModel
 
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
 SMALL = {
     "vocab_size": 40,

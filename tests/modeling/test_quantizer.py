@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from modeling_ett import quantizer_ibq
-from modeling_ett.quantizer_ibq import IBQQuantizer, assign, index_backpropagation
+from ett.modeling_ett import quantizer_ibq
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer, assign, index_backpropagation
 
 K, D = 13, 5
 
@@ -288,7 +288,7 @@ def test_no_tensor_of_tokens_by_codes_is_ever_allocated(monkeypatch):
     assert largest_allocation(lambda: quantizer(latents)) <= 2**17 * 4
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "a view of one picture"])
+@pytest.mark.parametrize("layout", ["contiguous", "a view of one image"])
 def test_the_operators_keep_their_promises_to_autograd_and_to_the_compiler(layout):
     table = make_quantizer().embedding.weight
     tokens = make_latents()[:1].movedim(1, -1).flatten(0, 2)

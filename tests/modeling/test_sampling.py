@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_ett.sampling_ett import CodeSampler, nucleus_threshold
+from ett.modeling_ett.sampling_ett import CodeSampler, nucleus_threshold
 
 
 def sample_codes(scores, generator=None, **options):

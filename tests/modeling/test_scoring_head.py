@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_ett import scoring_head
-from modeling_ett.scoring_head import ScoringHead
+from ett.modeling_ett import scoring_head
+from ett.modeling_ett.scoring_head import ScoringHead
 
 NUM_TOKENS = 50
 

@@ -1,4 +1,4 @@
-"""Text out of the model by all that `generate` of transformers offers, with no, one or several pictures in a text."""
+"""Text out of the model by all that `generate` of transformers offers, with no, one or several images in a text."""
 
 import threading
 from unittest import mock
@@ -9,11 +9,11 @@ from PIL import Image
 from transformers import ContinuousBatchingConfig, TextIteratorStreamer, TextStreamer
 from transformers.generation import utils as generation_utils
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 PAD, END, IMAGE, IMAGE_START, IMAGE_END = 0, 1, 4, 5, 6
-PICTURE = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+IMAGE_TOKENS = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
 SIX = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
@@ -24,17 +24,17 @@ def pixels():
 
 @pytest.fixture
 def text(pixels):
-    """One text of a picture and two words."""
-    return {"input_ids": torch.tensor([[*PICTURE, 10, 11]]), "pixel_values": pixels[:1]}
+    """One text of an image and two words."""
+    return {"input_ids": torch.tensor([[*IMAGE_TOKENS, 10, 11]]), "pixel_values": pixels[:1]}
 
 
 @pytest.fixture
 def texts(pixels):
-    """Three texts, of two pictures, none and one: each alone, and their batch, padded on the left."""
-    rows = [[*PICTURE, 10, *PICTURE, 11], [12, 13, 14], [15, *PICTURE, 16]]
+    """Three texts, of two images, none and one: each alone, and their batch, padded on the left."""
+    rows = [[*IMAGE_TOKENS, 10, *IMAGE_TOKENS, 11], [12, 13, 14], [15, *IMAGE_TOKENS, 16]]
     input_ids = torch.tensor([[PAD] * (38 - len(row)) + row for row in rows])
-    pictures = [pixels[:2], None, pixels[2:]]
-    alone = [{"input_ids": torch.tensor([row]), "pixel_values": own} for row, own in zip(rows, pictures, strict=True)]
+    images = [pixels[:2], None, pixels[2:]]
+    alone = [{"input_ids": torch.tensor([row]), "pixel_values": own} for row, own in zip(rows, images, strict=True)]
     return alone, {"input_ids": input_ids, "attention_mask": (input_ids > 0).long(), "pixel_values": pixels}
 
 
@@ -50,27 +50,27 @@ def test_answers_end_where_the_context_ends(make_language_model, make_model):
 
 
 def as_(kind, model, inputs):
-    """The inputs, with the pictures as pixels, codes or embeddings."""
+    """The inputs, with the images as pixels, codes or embeddings."""
     pixels = inputs["pixel_values"]
     if kind == "pixel_values" or pixels is None:
         return inputs
     with torch.no_grad():
         quantized = model.model.quantize_pixels(pixels)
-    given = {"image_codes": quantized.codes, "image_embeds": quantized.embeddings.flatten(2).transpose(1, 2)}
+    given = {"image_codes": quantized.codes, "codebook_embeds": quantized.embeddings.flatten(2).transpose(1, 2)}
     return {**inputs, "pixel_values": None, kind: given[kind]}
 
 
 @torch.no_grad()
-def with_pictures_in_it(model, inputs):
-    """The embeddings of one text, with those of its pictures where they belong."""
+def with_images_in_it(model, inputs):
+    """The embeddings of one text, with those of its images where they belong."""
     input_ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     embeddings = model.get_input_embeddings()(input_ids)
     if pixels is not None:
-        embeddings[input_ids == IMAGE] = model.model.get_image_features(pixels)[0].flatten(0, 1)
+        embeddings[input_ids == IMAGE] = model.get_image_features(pixels).pooler_output.flatten(0, 1)
     return embeddings
 
 
-every_kind = pytest.mark.parametrize("kind", ["pixel_values", "image_codes", "image_embeds"])
+every_kind = pytest.mark.parametrize("kind", ["pixel_values", "image_codes", "codebook_embeds"])
 
 
 # Padding
@@ -119,24 +119,25 @@ def test_as_many_beams_as_words_find_the_best_pair_of_words(make_model, text):
     assert not torch.equal(greedy, found.sequences), "a search that is not needed shows nothing"
 
 
+SCORES = {"return_dict_in_generate": True, "output_scores": True}
 SCORED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
 
 
 @every_kind
-def test_beams_are_those_of_each_text_alone_with_its_pictures_already_in_it(make_model, texts, kind):
+def test_beams_are_those_of_each_text_alone_with_its_images_already_in_it(make_model, texts, kind):
     model, (alone, batch) = make_model(), texts
     options = {**SIX, **SCORED, "num_beams": 3, "num_return_sequences": 2}
     output = model.generate(**as_(kind, model, batch), **options)
     assert output.sequences.shape == (6, 38 + 6)
     for number, one in enumerate(alone):
-        expected = model.generate(inputs_embeds=with_pictures_in_it(model, one), **options)
+        expected = model.generate(inputs_embeds=with_images_in_it(model, one), **options)
         answers = slice(2 * number, 2 * number + 2)
         assert torch.equal(output.sequences[answers, 38:], expected.sequences)
         torch.testing.assert_close(output.sequences_scores[answers], expected.sequences_scores, rtol=0, atol=1e-5)
 
 
 @every_kind
-def test_several_answers_are_those_to_the_text_repeated_with_its_pictures(make_model, texts, pixels, kind):
+def test_several_answers_are_those_to_the_text_repeated_with_its_images(make_model, texts, pixels, kind):
     model, (_, batch) = make_model(), texts
     repeated = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items()}
     repeated["pixel_values"] = pixels[[0, 1, 0, 1, 2, 2]]
@@ -150,7 +151,7 @@ def test_several_answers_are_those_to_the_text_repeated_with_its_pictures(make_m
     assert not torch.equal(*outputs[0].sequences[:2]), "answers that are the same show nothing"
 
 
-def test_several_answers_need_a_picture_encoded_only_once(make_model, texts):
+def test_several_answers_need_an_image_encoded_only_once(make_model, texts):
     model, (_, batch) = make_model(), texts
     encoded = []
     model.model.vision_tokenizer.encoder.register_forward_hook(lambda _, inputs, output: encoded.append(len(output)))
@@ -160,7 +161,7 @@ def test_several_answers_need_a_picture_encoded_only_once(make_model, texts):
 
 def test_placeholders_and_codes_that_differ_in_number_are_an_error_in_the_numbers_that_were_given(make_model, texts):
     inputs = {**texts[1], "pixel_values": texts[1]["pixel_values"][:2]}
-    with pytest.raises(ValueError, match=r"hold 48 image placeholders \(token 4\), but the 2 pictures have 32 codes"):
+    with pytest.raises(ValueError, match=r"hold 48 image placeholders \(token 4\), but the 2 images have 32 codes"):
         written(make_model(), inputs, num_beams=2)
 
 
@@ -192,7 +193,7 @@ def test_scores_and_hidden_states_are_those_of_one_forward_pass(make_model, text
     torch.testing.assert_close(states, whole.hidden_states[-1][:, :-1], rtol=0, atol=1e-4)
 
 
-def test_attentions_reach_back_to_the_picture(make_model, text):
+def test_attentions_reach_back_to_the_image(make_model, text):
     model = make_model()
     model.set_attn_implementation("eager")
     output = model.generate(**text, **SIX, output_attentions=True, return_dict_in_generate=True)
@@ -211,7 +212,7 @@ def processor():
 
 @pytest.fixture
 def speaker(make_model, make_language_model, processor):
-    """A model of the processor's words, that writes no special tokens, and a question about a picture."""
+    """A model of the processor's words, that writes no special tokens, and a question about an image."""
     tokenizer = processor.tokenizer
     model = make_model(
         make_language_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id),
@@ -266,19 +267,32 @@ def test_an_answer_that_was_begun_goes_on_as_it_would_have(speaker, processor):
 # Embeddings instead of tokens
 
 
-def test_a_text_goes_on_from_embeddings_as_from_tokens_and_pictures(make_model, texts):
+def test_a_text_goes_on_from_embeddings_as_from_tokens_and_images(make_model, texts):
     model, (alone, _) = make_model(), texts
     for inputs in alone:
-        found = model.generate(inputs_embeds=with_pictures_in_it(model, inputs), **SIX)
+        found = model.generate(inputs_embeds=with_images_in_it(model, inputs), **SIX)
         assert torch.equal(found, written(model, inputs))
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_pictures_beside_embeddings_are_an_error(make_model, text, num_beams):
-    embeddings = torch.zeros(1, 20, 32)
-    with pytest.raises(ValueError, match="only inputs_embeds were given"):
+def test_images_beside_embeddings_go_where_their_placeholders_are(make_model, texts, num_beams):
+    model, (alone, _) = make_model(), texts
+    options = {**SIX, "num_beams": num_beams}
+    for inputs in alone:
+        embeddings = model.get_input_embeddings()(inputs["input_ids"])
+        found = model.generate(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"], **options)
+        expected = model.generate(**inputs, **options)
+        assert torch.equal(found, expected[:, inputs["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_images_beside_embeddings_without_placeholders_are_an_error(make_model, text, num_beams):
+    with pytest.raises(ValueError, match=r"hold 0 image placeholders \(token 4\)"):
         make_model().generate(
-            inputs_embeds=embeddings, pixel_values=text["pixel_values"], num_beams=num_beams, max_new_tokens=1
+            inputs_embeds=torch.zeros(1, 20, 32),
+            pixel_values=text["pixel_values"],
+            num_beams=num_beams,
+            max_new_tokens=1,
         )
 
 
@@ -335,14 +349,14 @@ def test_a_long_text_is_read_in_chunks_also_in_half_precision(make_model, cache)
     assert torch.equal(found, written(model, ids))
 
 
-def test_a_picture_cannot_be_read_in_chunks_and_transformers_says_so(make_model, text):
+def test_an_image_cannot_be_read_in_chunks_and_transformers_says_so(make_model, text):
     with pytest.raises(ValueError, match=r"Chunked prefill cannot split .*pixel_values"):
         written(make_model(), text, prefill_chunk_size=8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_continuous_batching_writes_texts_without_pictures(make_model, tmp_path, dtype):
-    """`generate_batch` takes tokens and nothing else, so that pictures do not apply."""
+def test_continuous_batching_writes_texts_without_images(make_model, tmp_path, dtype):
+    """`generate_batch` takes tokens and nothing else, so that images do not apply."""
     make_model().save_pretrained(tmp_path)
     model = ETTForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     rows = [[10, 11, 12], [13, 14, 15, 16]]
@@ -396,10 +410,10 @@ FLEX = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("attention", ["eager", pytest.param("flex_attention", marks=FLEX)])
-def test_pictures_are_drawn_the_same_by_every_kind_of_attention(make_model, attention):
+def test_images_are_drawn_the_same_by_every_kind_of_attention(make_model, attention):
     model = make_model().to("cuda" if torch.cuda.is_available() else "cpu")
     input_ids = torch.tensor([[PAD, 10, IMAGE_START], [11, 12, IMAGE_START]], device=model.device)
-    options = {"generation_mode": "image", "do_sample": False, "output_scores": True}
+    options = {"generation_mode": "image", "do_sample": False, **SCORES}
     scores = []
     for name in ("sdpa", attention):
         model.set_attn_implementation(name)

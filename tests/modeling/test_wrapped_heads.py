@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 import ett  # noqa: F401 - tells peft of ETT's default targets
-from modeling_ett import scoring_head
-from modeling_ett.scoring_head import ScoringHead, summed_cross_entropy
+from ett.modeling_ett import scoring_head
+from ett.modeling_ett.scoring_head import ScoringHead, summed_cross_entropy
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 CONFIGS = {

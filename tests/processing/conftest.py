@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import ett
-from processing_ett import ETTProcessor, build_word_tokenizer
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
 
 VOCABULARY = ["a red circle, at the top.", "a blue square", "what color is it?"]
 
@@ -39,16 +39,16 @@ def processor(tokenizer):
 
 
 @pytest.fixture
-def picture():
+def image():
     """Left third black, the rest white: with the processor's size, two rows of codes 0, 3, 3."""
-    picture = Image.new("RGB", (24, 16), "white")
-    picture.paste("black", (0, 0, 8, 16))
-    return picture
+    image = Image.new("RGB", (24, 16), "white")
+    image.paste("black", (0, 0, 8, 16))
+    return image
 
 
 @pytest.fixture(scope="session")
 def save_model(tmp_path_factory):
-    """Saves a tiny ETT model with random weights, as training leaves it, with two pictures beside it."""
+    """Saves a tiny ETT model with random weights, as training leaves it, with two images beside it."""
 
     def save(name: str, visual_head: bool = False) -> Path:
         torch.manual_seed(0)

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ETTProcessor
-from processing_ett.picture_rows import picture_name, read_rows
+from ett.data_ett.image_rows import image_name, read_rows
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 OURS = {"image_processor_type": "ETTImageProcessor"}
 
@@ -71,9 +71,9 @@ def test_an_image_processor_out_of_range_is_one_sentence(options, message):
     assert message in refusal(lambda: ETTImageProcessor(**options))
 
 
-def test_a_file_replaces_no_method_of_an_image_processor(picture):
+def test_a_file_replaces_no_method_of_an_image_processor(image):
     image_processor = ETTImageProcessor(size=16, preprocess=5, fetch_images="x", rescale_factor="y")
-    assert image_processor(picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
+    assert image_processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -95,9 +95,9 @@ def test_null_before_the_metadata_of_images_is_one_sentence(folder):
 def test_a_table_that_describes_itself_wrongly_is_one_sentence(folder):
     table = pyarrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": '{"info": {"features": 5}}'})
     pyarrow.parquet.write_table(table, folder / "rows.parquet")
-    assert "could not be read as a data set: " in refusal(read_rows, str(folder / "rows.parquet"), None)
+    assert "could not be read as a dataset: " in refusal(read_rows, str(folder / "rows.parquet"), None)
 
 
 @pytest.mark.parametrize("cell", ["x" * 5000, [{"bytes": b"", "path": "x" * 5000}], "data:image/png;base64,", None])
 def test_a_row_without_a_name_that_fits_in_a_sentence_goes_by_its_number(cell):
-    assert picture_name(cell, 7) == "row 7"
+    assert image_name(cell, 7) == "row 7"

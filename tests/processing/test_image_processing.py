@@ -1,4 +1,4 @@
-"""Pictures of every mode and from every source become the right pixels; hostile ones are refused in one sentence."""
+"""Images of every mode and from every source become the right pixels; hostile ones are refused in one sentence."""
 
 import base64
 import http.server
@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ImageError, image_processing_ett, load_image
-from processing_ett.image_processing_ett import read_image_size
+from ett.processing_ett import ETTImageProcessor, ImageError, image_reading_ett, load_image
+from ett.processing_ett.image_reading_ett import read_image_size
 
 RED = (255, 0, 0)
 
 
-def color_of(picture: Image.Image) -> tuple[int, int, int]:
-    assert picture.mode == "RGB"
-    (_, color), *others = picture.getcolors()
+def color_of(image: Image.Image) -> tuple[int, int, int]:
+    assert image.mode == "RGB"
+    (_, color), *others = image.getcolors()
     assert not others
     return color
 
@@ -39,26 +39,26 @@ def test_default_size_is_the_papers():
 
 
 def test_pixels_are_channels_first_in_minus_one_to_one(image_processor):
-    picture = Image.new("RGB", (24, 16), (255, 0, 51))
-    pixels = image_processor(picture, return_tensors="pt").pixel_values
+    image = Image.new("RGB", (24, 16), (255, 0, 51))
+    pixels = image_processor(image, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 16, 24) and pixels.dtype == torch.float32
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, -1.0, -0.6]))
 
 
-def test_wide_picture_is_covered_and_cropped_around_its_centre(image_processor):
-    picture = Image.new("RGB", (96, 32), "white")
-    picture.paste("black", (24, 0, 72, 32))  # exactly the centre that survives
+def test_wide_image_is_covered_and_cropped_around_its_centre(image_processor):
+    image = Image.new("RGB", (96, 32), "white")
+    image.paste("black", (24, 0, 72, 32))  # exactly the centre that survives
     nearest = Image.Resampling.NEAREST  # the others blend in what lies beyond the edge
-    assert (image_processor(picture, resample=nearest, return_tensors="pt").pixel_values == -1).all()
+    assert (image_processor(image, resample=nearest, return_tensors="pt").pixel_values == -1).all()
 
 
-def test_tall_picture_is_cropped_at_top_and_bottom(image_processor):
-    picture = Image.new("RGB", (24, 48), "white")
-    picture.paste("black", (0, 16, 24, 32))
-    assert (image_processor(picture, return_tensors="pt").pixel_values == -1).all()
+def test_tall_image_is_cropped_at_top_and_bottom(image_processor):
+    image = Image.new("RGB", (24, 48), "white")
+    image.paste("black", (0, 16, 24, 32))
+    assert (image_processor(image, return_tensors="pt").pixel_values == -1).all()
 
 
-def test_picture_of_the_right_size_survives_the_round_trip_exactly(image_processor):
+def test_image_of_the_right_size_survives_the_round_trip_exactly(image_processor):
     values = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     pixels = image_processor(Image.fromarray(values), return_tensors="pt").pixel_values
     (restored,) = image_processor.post_process(pixels)
@@ -85,7 +85,7 @@ def test_post_process_names_the_shape_it_needs(image_processor):
     ],
     ids=["numpy bytes", "torch bytes", "numpy floats", "torch floats"],
 )
-def test_arrays_equal_the_picture_they_show(image_processor, array):
+def test_arrays_equal_the_image_they_show(image_processor, array):
     expected = image_processor(Image.new("RGB", (24, 16), RED), return_tensors="pt").pixel_values
     assert torch.equal(image_processor(array, return_tensors="pt").pixel_values, expected)
 
@@ -113,10 +113,10 @@ def test_grey_arrays_and_bfloat16_tensors_are_images(image_processor, array):
         (np.full((16, 24, 3), 2.0), "from 2.0 to 2.0; expected 0 to 1"),
         (np.full((16, 24, 3), np.nan), "from nan to nan"),
         (np.zeros((16, 24, 3), np.int64), "holds int64 values"),
-        (np.zeros((0, 24, 3), np.uint8), r"shape \(0, 24, 3\) is no picture"),
+        (np.zeros((0, 24, 3), np.uint8), r"shape \(0, 24, 3\) is no image"),
     ],
 )
-def test_array_that_is_no_picture_is_refused(image_processor, array, message):
+def test_array_that_is_no_image_is_refused(image_processor, array, message):
     with pytest.raises(ImageError, match=message):
         image_processor(array)
 
@@ -145,7 +145,7 @@ def test_what_is_no_size_makes_no_image_processor(size):
 
 
 @pytest.mark.parametrize("size", NO_SIZES, ids=repr)
-def test_what_is_no_size_is_refused_before_a_picture_is_opened(image_processor, size):
+def test_what_is_no_size_is_refused_before_an_image_is_opened(image_processor, size):
     with pytest.raises(ValueError, match=no_size(size)):
         image_processor("gone.png", size=size)
 
@@ -157,7 +157,7 @@ def test_what_is_no_size_is_refused_where_it_was_set(image_processor, size):
         image_processor("gone.png")
 
 
-def test_a_size_of_more_pixels_than_a_picture_may_have_is_refused(image_processor):
+def test_a_size_of_more_pixels_than_an_image_may_have_is_refused(image_processor):
     with pytest.raises(ValueError, match=r"^size is \(10000, 10000\); expected at most 89478485 pixels in all\.$"):
         image_processor(Image.new("RGB", (24, 16)), size=(10_000, 10_000))
 
@@ -191,10 +191,10 @@ def test_every_mode_becomes_rgb_over_white(mode, color, expected):
 
 
 def test_palette_and_its_transparent_colour(tmp_path):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([0, 0, 0, *RED])
-    picture.putdata([0, 1])
-    picture.save(tmp_path / "palette.png", transparency=0)
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, *RED])
+    image.putdata([0, 1])
+    image.save(tmp_path / "palette.png", transparency=0)
     loaded = load_image(tmp_path / "palette.png")
     assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), RED]
 
@@ -236,9 +236,9 @@ def test_sixteen_bits_a_channel_are_scaled_to_eight(color_type, values, transpar
     assert color_of(load_image(deep_png(color_type, values, transparent))) == expected
 
 
-def saved(picture: Image.Image, kind: str, **options) -> bytes:
+def saved(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -252,7 +252,7 @@ def test_file_of_floats_is_taken_from_zero_to_one():
     [
         (
             np.full((2, 2), 300.0, np.float32),
-            "the picture cannot be used: A picture of floats holds values from 300.0 to 300.0; expected 0 to 1",
+            "the image cannot be used: An image of floats holds values from 300.0 to 300.0; expected 0 to 1",
         ),
         (np.full((2, 2), 70_000, np.int32), "integers holds values from 70000 to 70000; expected 0 to 65535"),
         (np.full((2, 2), -1, np.int32), "integers holds values from -1 to -1"),
@@ -269,9 +269,9 @@ def test_jpeg_for_printing_is_read_in_its_colours():
 
 
 def test_palette_with_degrees_of_transparency():
-    picture = Image.new("P", (1, 1))
-    picture.putpalette([*RED])
-    assert color_of(load_image(saved(picture, "PNG", transparency=bytes([51])))) == (255, 204, 204)
+    image = Image.new("P", (1, 1))
+    image.putpalette([*RED])
+    assert color_of(load_image(saved(image, "PNG", transparency=bytes([51])))) == (255, 204, 204)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
@@ -281,38 +281,38 @@ def test_animation_is_its_first_frame(kind):
     assert color_of(load_image(content)) == (255, 255, 255)
 
 
-def test_single_pixel_fills_the_picture(image_processor):
+def test_single_pixel_fills_the_image(image_processor):
     pixels = image_processor(Image.new("RGB", (1, 1), RED), return_tensors="pt").pixel_values
     assert torch.equal(pixels, torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 24))
 
 
 def test_size_can_be_another_at_each_call(image_processor):
-    picture = Image.new("RGB", (50, 40), RED)
-    pixels = image_processor(picture, size={"height": 48, "width": 32}, return_tensors="pt").pixel_values
+    image = Image.new("RGB", (50, 40), RED)
+    pixels = image_processor(image, size={"height": 48, "width": 32}, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 48, 32)
     assert dict(image_processor.size) == {"height": 16, "width": 24}
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    picture = Image.new("RGB", (4, 2), "black")
-    picture.putpixel((0, 0), (255, 255, 255))
+    image = Image.new("RGB", (4, 2), "black")
+    image.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     loaded = load_image(tmp_path / "turned.png")
     assert loaded.size == (2, 4) and loaded.getpixel((1, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"])
 def test_common_formats_are_read(tmp_path, suffix):
-    Image.new("RGB", (16, 16), "white").save(tmp_path / f"picture.{suffix}")
-    assert color_of(load_image(str(tmp_path / f"picture.{suffix}"))) == (255, 255, 255)
+    Image.new("RGB", (16, 16), "white").save(tmp_path / f"image.{suffix}")
+    assert color_of(load_image(str(tmp_path / f"image.{suffix}"))) == (255, 255, 255)
 
 
 def test_format_that_runs_an_external_program_is_not_opened(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "picture.eps")
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.eps")
     with pytest.raises(ImageError, match="not an image in a format that is read here"):
-        load_image(tmp_path / "picture.eps")
+        load_image(tmp_path / "image.eps")
 
 
 def test_missing_file(tmp_path):
@@ -332,13 +332,13 @@ def test_empty_file(tmp_path):
 
 
 def test_file_that_is_no_image(tmp_path):
-    (tmp_path / "notes.png").write_text("not a picture at all")
+    (tmp_path / "notes.png").write_text("not an image at all")
     with pytest.raises(ImageError, match=r"notes.png' is not an image in a format that is read here \(PNG, JPEG"):
         load_image(tmp_path / "notes.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
-def test_every_truncation_is_an_image_error_or_a_picture(tmp_path, suffix):
+def test_every_truncation_is_an_image_error_or_an_image(tmp_path, suffix):
     values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / f"whole.{suffix}")
     content = (tmp_path / f"whole.{suffix}").read_bytes()
@@ -382,12 +382,12 @@ def test_size_is_read_of_the_header_alone(tmp_path):
         load_image(content[:700])
 
 
-def test_size_of_what_is_too_large_or_no_picture_is_refused(tmp_path):
+def test_size_of_what_is_too_large_or_no_image_is_refused(tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="10000 x 10000 is more than max_image_pixels=89478485"):
         read_image_size(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="is not an image in a format that is read here"):
-        read_image_size(b"no picture")
+        read_image_size(b"no image")
 
 
 def test_limit_can_be_set_on_the_image_processor():
@@ -395,18 +395,18 @@ def test_limit_can_be_set_on_the_image_processor():
         ETTImageProcessor(max_image_pixels=23)(Image.new("RGB", (6, 4)))
 
 
-def test_picture_without_pixels():
+def test_image_without_pixels():
     with pytest.raises(ImageError, match="no pixels: it is 0 wide and 5 high"):
         load_image(Image.new("RGB", (0, 5)))
 
 
 def test_paths_and_data_urls_are_opened(image_processor, tmp_path):
-    picture = Image.new("RGB", (24, 16), RED)
-    picture.save(tmp_path / "picture.png")
+    image = Image.new("RGB", (24, 16), RED)
+    image.save(tmp_path / "image.png")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    pixels = image_processor([picture, str(tmp_path / "picture.png"), tmp_path / "picture.png", url])["pixel_values"]
+    pixels = image_processor([image, str(tmp_path / "image.png"), tmp_path / "image.png", url])["pixel_values"]
     for other in pixels[1:]:
         np.testing.assert_array_equal(other, pixels[0])
 
@@ -417,15 +417,15 @@ def test_broken_data_url(image_processor):
 
 
 @pytest.mark.parametrize("source", [None, 5, {"bytes": b""}], ids=repr)
-def test_what_is_no_picture_is_refused(image_processor, source):
+def test_what_is_no_image_is_refused(image_processor, source):
     kind = type(source).__name__
-    with pytest.raises(ImageError, match=rf"^Got a value of type {kind}; expected a picture, its path or URL\.$"):
+    with pytest.raises(ImageError, match=rf"^Got a value of type {kind}; expected an image, its path or URL\.$"):
         image_processor([source])
 
 
 @pytest.mark.parametrize("path", ["", " "])
 def test_an_empty_path_is_refused(path):
-    with pytest.raises(ImageError, match="The path of the picture is empty; give that of an image file, or a URL"):
+    with pytest.raises(ImageError, match="The path of the image is empty; give that of an image file, or a URL"):
         load_image(path)
 
 
@@ -435,7 +435,7 @@ def test_a_path_that_is_too_long_is_named_by_its_beginning():
         load_image("x" * 5000)
 
 
-def test_the_content_of_a_file_is_a_picture(image_processor):
+def test_the_content_of_a_file_is_an_image(image_processor):
     content = saved(Image.new("RGB", (24, 16), RED), "PNG")
     expected = image_processor(Image.new("RGB", (24, 16), RED), return_tensors="pt").pixel_values
     assert torch.equal(image_processor(content, return_tensors="pt").pixel_values, expected)
@@ -446,7 +446,7 @@ def test_the_content_of_a_file_is_a_picture(image_processor):
 
 @pytest.fixture
 def serve():
-    """Starts a server which gives every request to `respond(handler)`, and returns a picture's URL there."""
+    """Starts a server which gives every request to `respond(handler)`, and returns an image's URL there."""
     servers, over = [], threading.Event()
 
     def start(respond) -> str:
@@ -474,7 +474,7 @@ def serve():
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}/picture.png"
+        return f"http://127.0.0.1:{server.server_port}/image.png"
 
     yield start
     over.set()
@@ -484,23 +484,23 @@ def serve():
 
 
 def refusal(url: str, reason: str) -> str:
-    sentence = f"'{url}' cannot be fetched ({reason}); check the address, or give the path of a downloaded picture."
+    sentence = f"'{url}' cannot be fetched ({reason}); check the address, or give the path of a downloaded image."
     return f"^{re.escape(sentence)}$"
 
 
-def test_a_picture_is_fetched_from_its_url_though_the_connection_stays_open(serve):
+def test_an_image_is_fetched_from_its_url_though_the_connection_stays_open(serve):
     content = saved(Image.new("RGB", (24, 16), RED), "PNG")
     url = serve(lambda handler: (handler.send(content, len(content)), handler.hold()))
     assert color_of(load_image(url)) == RED
 
 
-def test_a_picture_is_fetched_whose_length_is_not_said(serve):
+def test_an_image_is_fetched_whose_length_is_not_said(serve):
     url = serve(lambda handler: handler.send(saved(Image.new("RGB", (24, 16), RED), "PNG")))
     assert color_of(load_image(url)) == RED
 
 
 def test_a_url_at_a_closed_port(image_processor, free_port):
-    url = f"http://127.0.0.1:{free_port}/picture.png"
+    url = f"http://127.0.0.1:{free_port}/image.png"
     with pytest.raises(ImageError, match=rf"^'{url}' cannot be fetched \(\[Errno \d+\] Connection refused\); check"):
         image_processor(url)
 
@@ -527,28 +527,28 @@ def test_a_url_that_leads_to_a_local_file(serve):
         load_image(serve(redirect))
 
 
-def test_a_picture_that_ends_early(serve):
+def test_an_image_that_ends_early(serve):
     url = serve(lambda handler: handler.send(b"x" * 10, 1000))
     with pytest.raises(ImageError, match=refusal(url, "IncompleteRead(10 bytes read, 990 more expected)")):
         load_image(url)
 
 
-def test_a_url_that_announces_more_than_a_picture_may_have(serve):
+def test_a_url_that_announces_more_than_an_image_may_have(serve):
     url = serve(lambda handler: (handler.send(b"x" * 10, 10**13), handler.hold()))
     with pytest.raises(ImageError, match=refusal(url, "it has more than 268435455 bytes")):
         load_image(url)
 
 
-def test_a_url_that_sends_more_than_a_picture_may_have(serve, monkeypatch):
-    monkeypatch.setattr(image_processing_ett, "MAX_URL_BYTES", 1000)
+def test_a_url_that_sends_more_than_an_image_may_have(serve, monkeypatch):
+    monkeypatch.setattr(image_reading_ett, "MAX_URL_BYTES", 1000)
     url = serve(lambda handler: (handler.send(b"x" * 1001), handler.hold()))
     with pytest.raises(ImageError, match=refusal(url, "it has more than 1000 bytes")):
         load_image(url)
 
 
 def test_a_url_that_never_answers(serve, monkeypatch):
-    assert 0 < image_processing_ett.URL_SECONDS <= 20
-    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.2)
+    assert 0 < image_reading_ett.URL_SECONDS <= 20
+    monkeypatch.setattr(image_reading_ett, "URL_SECONDS", 0.2)
     url = serve(lambda handler: handler.hold())
     start = time.monotonic()
     with pytest.raises(ImageError, match=refusal(url, "timed out")):
@@ -557,7 +557,7 @@ def test_a_url_that_never_answers(serve, monkeypatch):
 
 
 def test_a_url_that_sends_byte_after_byte(serve, monkeypatch):
-    monkeypatch.setattr(image_processing_ett, "URL_SECONDS", 0.3)
+    monkeypatch.setattr(image_reading_ett, "URL_SECONDS", 0.3)
 
     def drip(handler):
         handler.send()

@@ -1,4 +1,4 @@
-"""The literal `pipeline("image-to-text", model=folder)(picture)`, chats by `image-text-to-text` and `any-to-any`, and
+"""The literal `pipeline("image-to-text", model=folder)(image)`, chats by `image-text-to-text` and `any-to-any`, and
 drawings by the latter."""
 
 import re
@@ -16,8 +16,8 @@ from transformers import dynamic_module_utils, pipeline, pipelines
 from transformers.pipelines.pt_utils import KeyDataset
 
 import ett  # noqa: F401, registers the pipelines
-import processing_ett
-from processing_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, ImageError
+from ett import processing_ett
+from ett.processing_ett import ETTAnyToAnyPipeline, ETTImageToTextPipeline, ImageError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def answer(pipe, path: Path, question: str) -> str:
     return pipe.processor.post_process_image_text_to_text(ids)[0]
 
 
-def test_the_literal_call_describes_a_picture_without_complaint(folder, capfd):
+def test_the_literal_call_describes_an_image_without_complaint(folder, capfd):
     pipe = pipeline("image-to-text", model=str(folder), device="cpu")
     assert isinstance(pipe, ETTImageToTextPipeline)
     (result,) = pipe(str(folder / "red.png"), max_new_tokens=6)
@@ -55,21 +55,21 @@ def test_a_prompt_asks_something_else(pipe, folder):
     assert pipe(str(folder / "red.png"), prompt="what color is it?") == expected
 
 
-def test_an_opened_picture_equals_its_file(pipe, folder):
-    with Image.open(folder / "red.png") as picture:
-        assert pipe(picture) == pipe(str(folder / "red.png"))
+def test_an_opened_image_equals_its_file(pipe, folder):
+    with Image.open(folder / "red.png") as image:
+        assert pipe(image) == pipe(str(folder / "red.png"))
 
 
 def test_an_array_a_tensor_a_path_and_content_equal_their_file(pipe, folder):
     path = folder / "red.png"
-    with Image.open(path) as picture:
-        array = np.array(picture)
+    with Image.open(path) as image:
+        array = np.array(image)
     for same in (array, torch.from_numpy(array), path, path.read_bytes()):
         assert pipe(same) == pipe(str(path))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_several_pictures_with_prompts_of_different_lengths(pipe, folder, batch_size):
+def test_several_images_with_prompts_of_different_lengths(pipe, folder, batch_size):
     paths, questions = [folder / "red.png", folder / "blue.png"], ["what color is it?", "a circle?"]
     expected = [
         [{"generated_text": answer(pipe, path, question)}] for path, question in zip(paths, questions, strict=True)
@@ -77,8 +77,8 @@ def test_several_pictures_with_prompts_of_different_lengths(pipe, folder, batch_
     assert pipe([str(path) for path in paths], questions, batch_size=batch_size) == expected
 
 
-def test_prompts_and_pictures_of_different_numbers(pipe, folder):
-    with pytest.raises(ValueError, match="1 pictures and 2 texts"):
+def test_prompts_and_images_of_different_numbers(pipe, folder):
+    with pytest.raises(ValueError, match="1 images and 2 texts"):
         pipe([str(folder / "red.png")], ["a", "a"])
 
 
@@ -88,7 +88,7 @@ def test_chats_go_the_way_of_transformers(pipe, folder):
     assert result["generated_text"] == answer(pipe, folder / "red.png", "what color is it?")
 
 
-def test_missing_picture(pipe):
+def test_missing_image(pipe):
     with pytest.raises(ImageError, match=r"gone.png' is missing"):
         pipe("gone.png")
 
@@ -100,21 +100,21 @@ def test_prompt_beyond_the_vocabulary(pipe, folder):
 
 def test_another_model_behaves_as_in_transformers(pipe, folder, monkeypatch):
     monkeypatch.setattr(pipe.model.config, "model_type", "other")
-    with Image.open(folder / "red.png") as picture, pytest.raises(ValueError, match="You must provide text"):
-        pipe(picture)
+    with Image.open(folder / "red.png") as image, pytest.raises(ValueError, match="You must provide text"):
+        pipe(image)
 
 
-def test_a_generator_and_a_data_set_of_pictures_are_read_as_they_go(pipe, folder):
+def test_a_generator_and_a_data_set_of_images_are_read_as_they_go(pipe, folder):
     paths = [str(folder / "red.png"), str(folder / "blue.png"), str(folder / "red.png")]
     expected = pipe(paths, ["what color is it?"] * 3)
     read = []
 
-    def pictures():
+    def images():
         for path in paths:
             read.append(path)
             yield path
 
-    answers = pipe(pictures(), "what color is it?")
+    answers = pipe(images(), "what color is it?")
     assert next(answers) == expected[0] and len(read) < 3
     assert list(answers) == expected[1:]
     rows = Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
@@ -122,15 +122,13 @@ def test_a_generator_and_a_data_set_of_pictures_are_read_as_they_go(pipe, folder
         assert list(pipe(column, "what color is it?", batch_size=2)) == expected
 
 
-def test_rows_of_a_data_set_are_not_pictures(pipe, folder):
+def test_rows_of_a_data_set_are_not_images(pipe, folder):
     rows = Dataset.from_dict({"image": [str(folder / "red.png")]})
-    with pytest.raises(
-        TypeError, match=r'of type dict; expected a picture, its path.* KeyDataset\(dataset, "image"\)'
-    ):
+    with pytest.raises(TypeError, match=r'of type dict; expected an image, its path.* KeyDataset\(dataset, "image"\)'):
         list(pipe(rows))
 
 
-def test_a_generator_of_pictures_has_one_text(pipe):
+def test_a_generator_of_images_has_one_text(pipe):
     with pytest.raises(ValueError, match="takes one text for all; a list was given"):
         pipe(iter(()), ["a"])
 
@@ -143,15 +141,15 @@ def test_a_url_that_nobody_answers(pipe, free_port):
 @pytest.mark.parametrize(
     "given", [{}, {"images": None}, {"images": []}, {"text": "a"}, {"images": None, "prompt": "a"}], ids=repr
 )
-def test_image_to_text_without_a_picture(pipe, given):
-    message = r"^There is no picture; image-to-text needs one, as a path, URL or opened picture\.$"
+def test_image_to_text_without_an_image(pipe, given):
+    message = r"^There is no image; image-to-text needs one, as a path, URL or opened image\.$"
     with pytest.raises(ValueError, match=message):
         pipe(**given)
 
 
 @pytest.mark.parametrize(("given", "kind"), [(5, "int"), ([None], "NoneType"), ([["red.png"]], "list")])
-def test_image_to_text_of_what_is_no_picture(pipe, given, kind):
-    with pytest.raises(TypeError, match=f"^Got a value of type {kind}; expected a picture, its path or URL"):
+def test_image_to_text_of_what_is_no_image(pipe, given, kind):
+    with pytest.raises(TypeError, match=f"^Got a value of type {kind}; expected an image, its path or URL"):
         pipe(given)
 
 
@@ -160,8 +158,8 @@ def test_an_empty_question_is_not_the_default_one(pipe, folder):
         pipe(str(folder / "red.png"), "")
 
 
-def test_a_question_with_more_pictures_than_there_are(pipe, folder):
-    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 pictures; give one picture for each"):
+def test_a_question_with_more_images_than_there_are(pipe, folder):
+    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 images; give one image for each"):
         pipe(str(folder / "red.png"), "<image> a <image>")
 
 
@@ -174,14 +172,14 @@ def test_a_url_that_is_none(pipe, url):
 # Chats
 
 
-def said(text: str, *pictures: Path, role: str = "user") -> dict:
-    content = [{"type": "image", "image": str(picture)} for picture in pictures]
+def said(text: str, *images: Path, role: str = "user") -> dict:
+    content = [{"type": "image", "image": str(image)} for image in images]
     return {"role": role, "content": [*content, {"type": "text", "text": text}]}
 
 
 @pytest.fixture
 def chats(folder):
-    """Of unequal length: one picture; two in one turn; two in two turns with an answer between."""
+    """Of unequal length: one image; two in one turn; two in two turns with an answer between."""
     red, blue = folder / "red.png", folder / "blue.png"
     return [
         [said("what color is it?", red)],
@@ -200,7 +198,7 @@ def test_inputs_stay_in_single_precision_for_a_model_in_half_precision(pipe, cha
     assert pipe.dtype == chat_pipe.dtype == torch.float32
 
 
-def test_a_text_goes_on_from_pictures_as_by_generate(chat_pipe, folder):
+def test_a_text_goes_on_from_images_as_by_generate(chat_pipe, folder):
     inputs = chat_pipe.processor(images=str(folder / "red.png"), text="<image> a red")
     ids = chat_pipe.model.generate(**inputs, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
     (expected,) = chat_pipe.processor.post_process_image_text_to_text(ids)
@@ -208,11 +206,11 @@ def test_a_text_goes_on_from_pictures_as_by_generate(chat_pipe, folder):
     assert result["generated_text"].lstrip() == expected != ""
 
 
-def test_a_picture_with_transparency_is_laid_over_white(chat_pipe):
+def test_an_image_with_transparency_is_laid_over_white(chat_pipe):
     clear, white = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.new("RGB", (8, 8), "white")
     seen = []
-    for picture in (clear, white):
-        given = {"images": picture, "text": "<image>", "videos": None, "audio": None}
+    for image in (clear, white):
+        given = {"images": image, "text": "<image>", "videos": None, "audio": None}
         seen.append(chat_pipe.preprocess({key: value for key, value in given.items() if value is not None}))
     assert torch.equal(seen[0]["pixel_values"], seen[1]["pixel_values"])
 
@@ -226,27 +224,27 @@ def no_work(chat_pipe, monkeypatch):
     ("given", "message"),
     [
         ({"text": ""}, "The prompt is empty; ask or say something."),
-        ({"text": []}, "An empty list was given; fill it with pictures, texts or a chat's messages."),
-        ({"text": [[]]}, "An empty list was given; fill it with pictures, texts or a chat's messages."),
-        ({"text": [said(" ")]}, "The last message of the chat is empty; say something in it, or show a picture."),
-        ({"text": "<image>"}, "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+        ({"text": []}, "An empty list was given; fill it with images, texts or a chat's messages."),
+        ({"text": [[]]}, "An empty list was given; fill it with images, texts or a chat's messages."),
+        ({"text": [said(" ")]}, "The last message of the chat is empty; say something in it, or show an image."),
+        ({"text": "<image>"}, "The text has 1 <image> and there are 0 images; give one image for each."),
         (
             {"text": [{"role": "user", "content": [{"type": "image"}]}]},
-            "The text has 1 <image> and there are 0 pictures; give one picture for each.",
+            "The text has 1 <image> and there are 0 images; give one image for each.",
         ),
         (
             {"text": "a", "images": "gone.png"},
-            "The text has 0 <image> and there are 1 pictures; give one picture for each.",
+            "The text has 0 <image> and there are 1 images; give one image for each.",
         ),
         ({"text": "<image>", "images": "gone.png"}, "'gone.png' is missing; expected an image file."),
         ({"text": [said("a", "gone.png")]}, "'gone.png' is missing; expected an image file."),
         (
             {"text": "a red circle " * 50},
-            "The prompt has 150 tokens, pictures included, and the language model's context ends at 64; shorten it.",
+            "The prompt has 150 tokens, images included, and the language model's context ends at 64; shorten it.",
         ),
         (
             {"text": [said("a red circle " * 50)]},
-            "The prompt has 155 tokens, pictures included, and the language model's context ends at 64; shorten it.",
+            "The prompt has 155 tokens, images included, and the language model's context ends at 64; shorten it.",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -257,11 +255,11 @@ def test_what_cannot_be_answered_is_said_before_any_work(chat_pipe, no_work, mon
         chat_pipe(**given)
 
 
-@pytest.mark.parametrize("pictures", ["red.png", ["red.png"]])
-def test_image_text_to_text_of_pictures_without_a_text(folder, pictures):
+@pytest.mark.parametrize("images", ["red.png", ["red.png"]])
+def test_image_text_to_text_of_images_without_a_text(folder, images):
     pipe = pipeline("image-text-to-text", model=str(folder), device="cpu")
-    with pytest.raises(ValueError, match=r"^Pictures were given without a text; give one, or use pipeline\("):
-        pipe(pictures)
+    with pytest.raises(ValueError, match=r"^Images were given without a text; give one, or use pipeline\("):
+        pipe(images)
 
 
 def test_a_chat_is_answered_as_by_generate(chat_pipe, chats):
@@ -325,9 +323,9 @@ def test_drawing_several_prompts(any_pipe):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, batch_size):
+def test_drawing_several_images_of_each_of_several_chats(any_pipe, folder, batch_size):
     chats = [[said("a red circle", folder / "red.png")], [said("a", folder / "blue.png")]]
-    options = {"num_images_per_prompt": 2, "do_sample": False}
+    options = {"num_return_sequences": 2, "do_sample": False}
     results = any_pipe(text=chats, generation_mode="image", generate_kwargs=options, batch_size=batch_size)
     assert [len(group) for group in results] == [2, 2]
     for chat, path, group in zip(chats, ("red.png", "blue.png"), results, strict=True):
@@ -340,8 +338,8 @@ def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, bat
     ("given", "message"),
     [
         ({"text": " "}, "The prompt is empty; say what to draw."),
-        ({"text": [said("")]}, "The last message of the chat is empty; say something in it, or show a picture."),
-        ({"text": "<image>"}, "The text has 1 <image> and there are 0 pictures; give one picture for each."),
+        ({"text": [said("")]}, "The last message of the chat is empty; say something in it, or show an image."),
+        ({"text": "<image>"}, "The text has 1 <image> and there are 0 images; give one image for each."),
         (
             {"text": "a", "image_size": 8},
             "image_size is 8; expected height and width, positive multiples of 2 pixels.",
@@ -352,8 +350,8 @@ def test_drawing_several_pictures_of_each_of_several_chats(any_pipe, folder, bat
         ),
         (
             {"text": "a red circle " * 16},
-            "The prompt has 49 tokens and the picture 16 codes, together more than the 64 of the language model's "
-            "context; shorten the prompt or draw a smaller picture.",
+            "The prompt has 49 tokens and the image 16 codes, together more than the 64 of the language model's "
+            "context; shorten the prompt or draw a smaller image.",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -366,9 +364,9 @@ def test_what_cannot_be_drawn_is_said_before_any_work(any_pipe, monkeypatch, giv
         any_pipe(text=given["text"], generation_mode="image", generate_kwargs=options)
 
 
-def test_a_chat_model_asked_for_a_picture_by_any_to_any(folder):
+def test_a_chat_model_asked_for_an_image_by_any_to_any(folder):
     pipe = pipeline("any-to-any", model=str(folder), device="cpu")
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         pipe(text="a red circle", generation_mode="image")
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 import ett  # noqa: F401, registers the processor
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
 EXPANDED = ["<image_start>", *["<image>"] * 6, "<image_end>"]
 
@@ -30,21 +30,21 @@ def byte_tokenizer(*special_tokens: str) -> PreTrainedTokenizerFast:
     )
 
 
-def test_placeholder_becomes_start_one_token_a_code_end(processor, picture):
-    features = processor(images=picture, text="a <image> red")
+def test_placeholder_becomes_start_one_token_a_code_end(processor, image):
+    features = processor(images=image, text="a <image> red")
     assert tokens(processor, features) == ["a", *EXPANDED, "red"]
     assert features["pixel_values"].shape == (1, 3, 16, 24)
 
 
-def test_several_pictures_in_several_texts(processor, picture):
-    features = processor(images=[picture] * 3, text=["<image><image>", "red <image>"])
+def test_several_images_in_several_texts(processor, image):
+    features = processor(images=[image] * 3, text=["<image><image>", "red <image>"])
     assert tokens(processor, features, 0) == EXPANDED * 2
     assert tokens(processor, features, 1) == ["red", *EXPANDED]
     assert features["pixel_values"].shape == (3, 3, 16, 24)
 
 
-def test_placeholder_count_follows_a_size_given_in_the_call(processor, picture):
-    features = processor(images=picture, text="<image>", size={"height": 8, "width": 8})
+def test_placeholder_count_follows_a_size_given_in_the_call(processor, image):
+    features = processor(images=image, text="<image>", size={"height": 8, "width": 8})
     assert (features["input_ids"] == processor.image_token_id).sum() == 1
 
 
@@ -54,22 +54,22 @@ def test_batches_are_padded_on_the_left(processor):
     assert features["input_ids"][1].tolist() == [0, 0, processor.tokenizer.convert_tokens_to_ids("a")]
 
 
-def test_codes_replace_pixels(processor, picture):
-    features = processor(images=picture, text="<image>", return_codes=True)
+def test_codes_replace_pixels(processor, image):
+    features = processor(images=image, text="<image>", return_codes=True)
     assert (
         features["image_codes"].tolist() == [[[0, 3, 3], [0, 3, 3]]] and features["image_codes"].dtype == torch.int64
     )
     assert set(features) == {"input_ids", "attention_mask", "image_codes"}
 
 
-def test_embeddings_are_in_raster_order(processor, picture):
-    features = processor(images=picture, text="<image>", return_embeddings=True)
+def test_embeddings_are_in_raster_order(processor, image):
+    features = processor(images=image, text="<image>", return_embeddings=True)
     expected = [[0, 0], [3, -3], [3, -3], [0, 0], [3, -3], [3, -3]]
-    assert features["image_embeds"].tolist() == [expected] and features["image_embeds"].dtype == torch.float32
+    assert features["codebook_embeds"].tolist() == [expected] and features["codebook_embeds"].dtype == torch.float32
 
 
 def test_codes_and_embeddings_of_the_real_tokenizer_agree():
-    from modeling_ett.modeling_ibq import IBQModel
+    from ett.modeling_ett.modeling_ibq import IBQModel
 
     vision_tokenizer = IBQModel(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -83,15 +83,15 @@ def test_codes_and_embeddings_of_the_real_tokenizer_agree():
         mid_block_add_attention=False,
     )
     processor = ETTProcessor.from_parts(build_word_tokenizer([]), vision_tokenizer, image_size=8)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    features = processor(images=picture, return_codes=True, return_embeddings=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    features = processor(images=image, return_codes=True, return_embeddings=True)
     looked_up = vision_tokenizer.codes_to_embeddings(features["image_codes"]).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(features["image_embeds"], looked_up.detach())
-    assert not features["image_embeds"].requires_grad
+    torch.testing.assert_close(features["codebook_embeds"], looked_up.detach())
+    assert not features["codebook_embeds"].requires_grad
 
 
-def test_numpy_is_returned_on_request(processor, picture):
-    features = processor(images=picture, text="<image>", return_codes=True, return_tensors="np")
+def test_numpy_is_returned_on_request(processor, image):
+    features = processor(images=image, text="<image>", return_codes=True, return_tensors="np")
     assert isinstance(features["input_ids"], np.ndarray) and isinstance(features["image_codes"], np.ndarray)
 
 
@@ -100,15 +100,15 @@ def test_options_of_the_tokenizer_alone_go_before_the_defaults(processor):
     assert features["attention_mask"].tolist() == [[0, 0, 1, 1]]
 
 
-def test_pictures_without_text_are_asked_for_a_caption(processor, picture):
-    features = processor(images=[picture, picture])
+def test_images_without_text_are_asked_for_a_caption(processor, image):
+    features = processor(images=[image, image])
     question = ["describe", "the", "image", ".", "<|im_end|>"]
     turns = ["<|im_start|>", "user", *EXPANDED, *question, "<|im_start|>", "assistant"]
     assert [tokens(processor, features, index) for index in (0, 1)] == [turns, turns]
 
 
-def test_lists_of_pictures_without_text_make_one_question_each(processor, picture):
-    features = processor(images=[[picture, picture], [picture]])
+def test_lists_of_images_without_text_make_one_question_each(processor, image):
+    features = processor(images=[[image, image], [image]])
     assert (features["input_ids"] == processor.image_token_id).sum(1).tolist() == [12, 6]
 
 
@@ -123,25 +123,25 @@ def test_unknown_generation_mode(processor):
         processor(text="a", generation_mode="sound")
 
 
-def test_more_placeholders_than_pictures(processor, picture):
-    with pytest.raises(ValueError, match="The text has 2 <image> and there are 1 pictures"):
-        processor(images=picture, text="<image> <image>")
+def test_more_placeholders_than_images(processor, image):
+    with pytest.raises(ValueError, match="The text has 2 <image> and there are 1 images"):
+        processor(images=image, text="<image> <image>")
 
 
-def test_placeholder_without_pictures(processor):
-    with pytest.raises(ValueError, match="The text has 1 <image> and there are 0 pictures"):
+def test_placeholder_without_images(processor):
+    with pytest.raises(ValueError, match="The text has 1 <image> and there are 0 images"):
         processor(text="<image>")
 
 
-def test_pictures_listed_under_the_wrong_text(processor, picture):
-    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 pictures"):
-        processor(images=[[picture], [picture]], text=["<image> <image>", "a"])
+def test_images_listed_under_the_wrong_text(processor, image):
+    with pytest.raises(ValueError, match="Text 0 has 2 <image> and 1 images"):
+        processor(images=[[image], [image]], text=["<image> <image>", "a"])
 
 
-def test_a_list_of_pictures_that_is_empty_without_text(processor, picture):
-    message = r"^List 1 of pictures is empty, and there is no text; give it a picture, or give texts\.$"
+def test_a_list_of_images_that_is_empty_without_text(processor, image):
+    message = r"^List 1 of images is empty, and there is no text; give it an image, or give texts\.$"
     with pytest.raises(ValueError, match=message):
-        processor(images=[[picture], []])
+        processor(images=[[image], []])
 
 
 @pytest.mark.parametrize("text", ["", " \n", [], ["a", ""]])
@@ -161,27 +161,27 @@ def test_what_is_no_text(processor, text):
         processor(text=text)
 
 
-def test_neither_pictures_nor_text(processor):
+def test_neither_images_nor_text(processor):
     with pytest.raises(ValueError, match="at least one input"):
         processor(images=[])
 
 
-def test_codes_without_a_vision_tokenizer(processor, picture):
+def test_codes_without_a_vision_tokenizer(processor, image):
     processor.vision_tokenizer = None
     with pytest.raises(ValueError, match=r"this processor has none; set processor.vision_tokenizer"):
-        processor(images=picture, return_codes=True)
+        processor(images=image, return_codes=True)
 
 
-def test_vision_tokenizer_of_another_factor(processor, picture):
+def test_vision_tokenizer_of_another_factor(processor, image):
     processor.vision_tokenizer.spatial_factor = 16
     with pytest.raises(ValueError, match="codes of 16 pixels a side and this processor expects 8"):
-        processor(images=picture, return_codes=True)
+        processor(images=image, return_codes=True)
 
 
-def test_vision_tokenizer_in_half_precision(processor, picture):
+def test_vision_tokenizer_in_half_precision(processor, image):
     processor.vision_tokenizer.dtype = torch.bfloat16
     with pytest.raises(ValueError, match=r"in torch.bfloat16, in which codes flip; call .float\(\)"):
-        processor(images=picture, return_embeddings=True)
+        processor(images=image, return_embeddings=True)
 
 
 def test_size_that_does_not_divide_into_codes(tokenizer):
@@ -192,7 +192,7 @@ def test_size_that_does_not_divide_into_codes(tokenizer):
 @pytest.mark.parametrize("size", [(16, 24.0), (0, 8), (8, -8), (8, 9), ("8", 8)])
 def test_sides_that_are_no_positive_multiples_of_the_factor_have_no_codes(processor, size):
     message = re.escape(
-        f"Pictures of {size[0]!r} x {size[1]!r} pixels (height x width) do not divide into codes of 8 pixels a side; "
+        f"Images of {size[0]!r} x {size[1]!r} pixels (height x width) do not divide into codes of 8 pixels a side; "
         "choose positive, whole multiples of it."
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
@@ -201,25 +201,25 @@ def test_sides_that_are_no_positive_multiples_of_the_factor_have_no_codes(proces
 
 @pytest.mark.parametrize("size", [8, "88", (8,), (8, 8, 8), None], ids=repr)
 def test_what_is_no_height_and_width_has_no_codes(processor, size):
-    message = re.escape(f"A picture's size is {size!r}; expected its height and width in pixels.")
+    message = re.escape(f"An image's size is {size!r}; expected its height and width in pixels.")
     with pytest.raises(ValueError, match=f"^{message}$"):
         processor.code_grid(size)
 
 
 def test_no_side_of_a_placeholder_is_zero(processor):
-    with pytest.raises(ValueError, match="Pictures of 0 x 24 pixels"):
+    with pytest.raises(ValueError, match="Images of 0 x 24 pixels"):
         processor.image_placeholder(height=0)
 
 
 @pytest.mark.parametrize("where", ["call", "images_kwargs"])
-def test_a_size_that_is_none_is_refused_in_one_sentence_before_a_picture_is_opened(processor, where):
+def test_a_size_that_is_none_is_refused_in_one_sentence_before_an_image_is_opened(processor, where):
     options = {"size": 8.5} if where == "call" else {"images_kwargs": {"size": 8.5}}
     with pytest.raises(ValueError, match=r"^size is 8\.5; expected a 'height' and a 'width'"):
         processor(images="gone.png", **options)
 
 
-def test_a_size_that_does_not_divide_is_refused_before_a_picture_is_opened(processor):
-    with pytest.raises(ValueError, match="Pictures of 9 x 9 pixels"):
+def test_a_size_that_does_not_divide_is_refused_before_an_image_is_opened(processor):
+    with pytest.raises(ValueError, match="Images of 9 x 9 pixels"):
         processor(images="gone.png", size=9)
 
 
@@ -250,8 +250,8 @@ def test_chat_template_takes_strings_and_parts_over_several_turns(processor):
     )
 
 
-def test_chat_with_pictures_is_tokenized_in_one_call(processor, picture):
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "what color is it?"}]
+def test_chat_with_images_is_tokenized_in_one_call(processor, image):
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "what color is it?"}]
     features = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -271,9 +271,9 @@ def test_chat_with_pictures_is_tokenized_in_one_call(processor, picture):
         (None, [*EXPANDED, "describe", "the", "image", "."]),
     ],
 )
-def test_a_picture_stands_where_a_question_has_its_token_or_else_before_it(processor, picture, question, words):
+def test_an_image_stands_where_a_question_has_its_token_or_else_before_it(processor, image, question, words):
     features = processor.apply_chat_template(
-        processor.chat_about(picture, question), add_generation_prompt=True, tokenize=True, return_dict=True
+        processor.chat_about(image, question), add_generation_prompt=True, tokenize=True, return_dict=True
     )
     turns = ["<|im_start|>", "user", *words, "<|im_end|>", "<|im_start|>", "assistant"]
     assert tokens(processor, features) == turns
@@ -304,9 +304,9 @@ def test_what_the_chat_template_does_not_write_is_an_error(processor, name):
     assert processor.apply_chat_template(chat, chat_template=template, **given) == "red"
 
 
-def test_an_empty_question_about_a_picture(processor, picture):
+def test_an_empty_question_about_an_image(processor, image):
     with pytest.raises(ValueError, match="The prompt is empty"):
-        processor.chat_about(picture, " ")
+        processor.chat_about(image, " ")
 
 
 def test_chat_template_of_a_subword_tokenizer_with_chatml_tokens_breaks_lines():
@@ -361,17 +361,17 @@ def test_saved_folder_holds_everything_but_the_vision_tokenizer(processor, tmp_p
     assert config["image_processor"]["size"] == {"height": 16, "width": 24}
 
 
-def test_auto_processor_restores_the_processor(processor, picture, tmp_path):
+def test_auto_processor_restores_the_processor(processor, image, tmp_path):
     processor.caption_prompt = "what color is it?"
     processor.chat_template = processor.chat_template.replace("assistant", "system")
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(loaded, ETTProcessor) and loaded.vision_tokenizer is None
-    expected, actual = processor(images=picture), loaded(images=picture)
+    expected, actual = processor(images=image), loaded(images=image)
     assert expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
-def test_post_processing_gives_texts_and_pictures(processor):
+def test_post_processing_gives_texts_and_images(processor):
     ids = processor(text=["a red circle<|im_end|>", "a"])["input_ids"]
     assert processor.post_process_image_text_to_text(ids) == ["a red circle", "a"]
     assert processor.post_process_multimodal_output(ids, generation_mode="text") == ["a red circle", "a"]

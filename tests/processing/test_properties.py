@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, load_image
-from processing_ett.image_processing_ett import FITS, PADDING_COLOUR
-from processing_ett.picture_rows import open_pictures, read_rows
+from ett.data_ett.image_rows import open_images, read_rows
+from ett.processing_ett import ETTImageProcessor, load_image
+from ett.processing_ett.image_processing_ett import FITS, PADDING_COLOUR
 
 SIDES = st.integers(1, 200)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -223,7 +223,7 @@ def cache(tmp_path, monkeypatch):
 def captions_in(folder: str, streaming: bool) -> dict[tuple[int, int, int], str | None]:
     rows = read_rows(folder, "train", streaming).cast_column("image", datasets.Image(decode=False))
     rows = list(rows)
-    found = {open_pictures(row["image"])[0].getpixel((0, 0)): row.get("text") for row in rows}
+    found = {open_images(row["image"])[0].getpixel((0, 0)): row.get("text") for row in rows}
     assert len(found) == len(rows)
     return found
 

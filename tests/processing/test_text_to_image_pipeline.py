@@ -1,4 +1,4 @@
-"""The diffusers pipeline that draws: the pictures of `generate`, options, stopping and refusals."""
+"""The diffusers pipeline that draws: the images of `generate`, options, stopping and refusals."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, CompileConfig
 
 import ett
-from processing_ett import ImageError
+from ett.processing_ett import ImageError
 
 PROMPT = "a red circle"
 
@@ -41,24 +41,24 @@ def test_latents_are_the_codes_of_generate(pipe):
     assert torch.equal(codes_of(pipe, **options), expected)
 
 
-def test_pictures_arrays_and_tensors_show_the_codes(pipe):
+def test_images_arrays_and_tensors_show_the_codes(pipe):
     pixels = pipe.model.decode_image_tokens(codes_of(pipe))
-    (picture,) = pipe(PROMPT, generator=seeded(0)).images
+    (image,) = pipe(PROMPT, generator=seeded(0)).images
     (array,) = pipe(PROMPT, generator=seeded(0), output_type="np").images
     tensor = pipe(PROMPT, generator=seeded(0), output_type="pt").images
-    assert np.array_equal(picture, pipe.processor.post_process_images(pixels)[0])
+    assert np.array_equal(image, pipe.processor.post_process_images(pixels)[0])
     torch.testing.assert_close(tensor, (pixels + 1) / 2)
     assert array.shape == (8, 8, 3) and np.array_equal(array, tensor[0].permute(1, 2, 0))
 
 
-def test_four_pictures_with_a_generator_each_equal_four_single_runs(pipe):
+def test_four_images_with_a_generator_each_equal_four_single_runs(pipe):
     prompts = [PROMPT, "a", "what color is it", "the top"]
     batch = pipe(prompts, generator=seeded(0, 1, 2, 3), output_type="latent").images
     alone = [codes_of(pipe, prompt, seed) for seed, prompt in enumerate(prompts)]
     assert torch.equal(batch, torch.cat(alone))
 
 
-def test_several_pictures_of_each_prompt(pipe):
+def test_several_images_of_each_prompt(pipe):
     batch = pipe([PROMPT, "a"], num_images_per_prompt=2, generator=seeded(0, 1, 2, 3), output_type="latent").images
     alone = [codes_of(pipe, prompt, seed) for seed, prompt in enumerate([PROMPT, PROMPT, "a", "a"])]
     assert torch.equal(batch, torch.cat(alone))
@@ -78,8 +78,8 @@ def test_guessing_ahead_and_compiling_draw_the_same(pipe):
 
 
 def test_a_size_of_its_own(pipe):
-    (picture,) = pipe(PROMPT, height=4, width=12).images
-    assert picture.size == (12, 4)
+    (image,) = pipe(PROMPT, height=4, width=12).images
+    assert image.size == (12, 4)
 
 
 def test_without_a_dict_the_result_is_a_tuple(pipe):
@@ -105,16 +105,16 @@ def interrupt_at(place: int):
     return callback
 
 
-def test_interrupted_drawing_is_the_beginning_of_the_picture(pipe):
+def test_interrupted_drawing_is_the_beginning_of_the_image(pipe):
     whole = codes_of(pipe)
     part = codes_of(pipe, callback_on_step_end=interrupt_at(5)).flatten()
     assert torch.equal(part[:6], whole.flatten()[:6]) and part[6:].unique().tolist() == [-1]
 
 
-def test_an_interrupted_picture_is_grey_where_nothing_was_drawn(pipe):
-    (picture,) = pipe(PROMPT, callback_on_step_end=interrupt_at(7)).images
-    assert np.unique(np.asarray(picture)[4:]).tolist() == [128]
-    assert len(np.unique(np.asarray(picture)[:4])) > 1
+def test_an_interrupted_image_is_grey_where_nothing_was_drawn(pipe):
+    (image,) = pipe(PROMPT, callback_on_step_end=interrupt_at(7)).images
+    assert np.unique(np.asarray(image)[4:]).tolist() == [128]
+    assert len(np.unique(np.asarray(image)[:4])) > 1
 
 
 def test_a_drawing_after_an_interrupted_one_is_whole(pipe):
@@ -131,16 +131,16 @@ def test_progress_counts_codes(pipe, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_picture_in_a_prompt_is_the_picture_that_generate_sees(pipe, folder):
+def test_an_image_in_a_prompt_is_the_image_that_generate_sees(pipe, folder):
     inputs = pipe.processor(text="<image> a red circle", images=str(folder / "red.png"), generation_mode="image")
     expected = pipe.model.generate(**inputs, generation_mode="image", generator=seeded(0))
-    with Image.open(folder / "red.png") as picture:
-        assert torch.equal(codes_of(pipe, "<image> a red circle", image=picture), expected)
-        assert torch.equal(codes_of(pipe, PROMPT, image=picture), expected)
+    with Image.open(folder / "red.png") as image:
+        assert torch.equal(codes_of(pipe, "<image> a red circle", image=image), expected)
+        assert torch.equal(codes_of(pipe, PROMPT, image=image), expected)
     assert not torch.equal(codes_of(pipe, PROMPT, image=str(folder / "blue.png")), expected)
 
 
-def test_prompts_with_different_numbers_of_pictures_equal_single_runs(pipe, folder):
+def test_prompts_with_different_numbers_of_images_equal_single_runs(pipe, folder):
     red, blue = str(folder / "red.png"), str(folder / "blue.png")
     batch = pipe([PROMPT, "a"], image=[[red, blue], blue], generator=seeded(0, 1), output_type="latent").images
     alone = [codes_of(pipe, PROMPT, 0, image=[red, blue]), codes_of(pipe, "a", 1, image=blue)]
@@ -199,7 +199,7 @@ def test_an_offloaded_model_is_on_the_accelerator_while_it_draws(pipe):
 
 def test_a_model_that_cannot_draw(save_model):
     folder = save_model("ett-chat")
-    with pytest.raises(ValueError, match=r"no visual head .* cannot draw"):
+    with pytest.raises(ValueError, match=r"no visual head .* cannot generate"):
         ett.ETTTextToImagePipeline.from_pretrained(folder)
     assert not (folder / "model_index.json").exists()
 
@@ -218,21 +218,21 @@ def test_processes_that_do_not_write_leave_the_index_out(pipe, tmp_path):
         ({"prompt": []}, "The prompt is empty"),
         ({"prompt": [PROMPT, ""]}, "The prompt is empty"),
         ({"prompt": "a zebra"}, "The word 'zebra' is beyond"),
-        ({"height": 7}, r"Pictures of 7 x 8 pixels \(height x width\) do not divide into codes of 2 pixels a side"),
-        ({"height": 8.0}, r"Pictures of 8\.0 x 8 pixels .* choose positive, whole multiples of it"),
-        ({"height": "8"}, "Pictures of '8' x 8 pixels"),
-        ({"width": 0}, "Pictures of 8 x 0 pixels"),
-        ({"width": -8, "image": "gone.png"}, "Pictures of 8 x -8 pixels"),
-        ({"height": 400, "width": 400}, "The prompt has 4 tokens and the picture 40000 codes"),
+        ({"height": 7}, r"Images of 7 x 8 pixels \(height x width\) do not divide into codes of 2 pixels a side"),
+        ({"height": 8.0}, r"Images of 8\.0 x 8 pixels .* choose positive, whole multiples of it"),
+        ({"height": "8"}, "Images of '8' x 8 pixels"),
+        ({"width": 0}, "Images of 8 x 0 pixels"),
+        ({"width": -8, "image": "gone.png"}, "Images of 8 x -8 pixels"),
+        ({"height": 400, "width": 400}, "The prompt has 4 tokens and the image 40000 codes"),
         ({"height": 1000, "width": 1000}, "have 250000 codes; expected at most 65536, so choose a smaller size"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; expected at least 1"),
-        ({"generator": seeded(0, 1)}, "Got 2 generators for 1 pictures"),
+        ({"generator": seeded(0, 1)}, "Got 2 generators for 1 images"),
         ({"output_type": "jpg"}, "output_type is 'jpg'; expected one of pil, np, pt, latent"),
         ({"guidance_scale": 0.5}, "guidance_scale 0.5"),
         ({"prompt": [PROMPT, "a"], "image": ["red.png"]}, "There are 2 prompts, and image has 1 entries"),
-        ({"prompt": [PROMPT, "a"], "image": "red.png"}, "There are 2 prompts, and image has one picture"),
-        ({"prompt": "<image> <image>", "image": "red.png"}, "Text 0 has 2 <image> and 1 pictures"),
-        ({"prompt": "<image>"}, "The text has 1 <image> and there are 0 pictures"),
+        ({"prompt": [PROMPT, "a"], "image": "red.png"}, "There are 2 prompts, and image has one image"),
+        ({"prompt": "<image> <image>", "image": "red.png"}, "Text 0 has 2 <image> and 1 images"),
+        ({"prompt": "<image>"}, "The text has 1 <image> and there are 0 images"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -242,6 +242,6 @@ def test_what_cannot_be_drawn_is_said_before_any_work(pipe, monkeypatch, given, 
         pipe(**{"prompt": PROMPT, **given})
 
 
-def test_a_missing_picture(pipe):
+def test_a_missing_image(pipe):
     with pytest.raises(ImageError, match=r"gone.png' is missing"):
         pipe(PROMPT, image="gone.png")

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from processing_ett import build_word_tokenizer, unknown_words
+from ett.processing_ett import build_word_tokenizer, unknown_words
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from scenes_ett import NUMBERS, WORDS, Background, Scene, Scenes, Shape, Text, detect
+from ett.scenes_ett import NUMBERS, WORDS, Background, Scene, Scenes, Shape, Text, detect
 
 
 def blurred(scene, radius, noise, seed):
@@ -78,8 +78,8 @@ def test_noise_holds_nothing():
     for seed in range(30):
         rng = np.random.default_rng(seed)
         faint = 0.9 + rng.normal(0, 0.05, (72, 72, 3))
-        for picture in (rng.random((72, 72, 3)), faint):
-            seen = detect(picture)
+        for image in (rng.random((72, 72, 3)), faint):
+            seen = detect(image)
             assert seen.shapes == () and seen.text is None
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scenes_ett import (
+from ett.scenes_ett import (
     CHANCE,
     COLORS,
     NUMBERS,

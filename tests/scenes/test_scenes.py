@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scenes_ett import (
+from ett.scenes_ett import (
     COLORS,
     GROUNDS,
     NUMBERS,
@@ -19,7 +19,7 @@ from scenes_ett import (
     Text,
     drawing_pair,
 )
-from scenes_ett.rendering import CELL_CENTERS, CELL_SIZE, IMAGE_SIZE, background_pixels, shape_mask, text_mask
+from ett.scenes_ett.rendering import CELL_CENTERS, CELL_SIZE, IMAGE_SIZE, background_pixels, shape_mask, text_mask
 
 
 def pairs(scene):

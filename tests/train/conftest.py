@@ -4,12 +4,12 @@ import datasets
 import pytest
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import WORDS, vocabulary
-from train import ETTTrainingArguments
-from train.models.building import join, new_language_model
-from train.recipes import ModelSection
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.scenes_ett import WORDS, vocabulary
+from ett.train import ETTTrainingArguments
+from ett.train.models.building import join, new_language_model
+from ett.train.recipes import ModelSection
 
 IMAGE, IMAGE_START, IMAGE_END = 4, 5, 6
 IGNORED = -100
@@ -17,7 +17,7 @@ IGNORED = -100
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
-    """Data sets read by a test are not kept for the next one, nor in the user's cache."""
+    """Datasets read by a test are not kept for the next one, nor in the user's cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
@@ -51,16 +51,16 @@ def arguments(tmp_path):
 
 @pytest.fixture
 def make_items():
-    """Makes prepared examples: a picture of 16 x 16 pixels, or its 16 codes, and a caption of one to five words."""
+    """Makes prepared examples: an image of 16 x 16 pixels, or its 16 codes, and a caption of one to five words."""
 
     def make(count=4, codes=False):
         generator = torch.Generator().manual_seed(0)
         items = []
         for index in range(count):
-            picture = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
+            image = [IMAGE_START, *[IMAGE] * 16, IMAGE_END]
             words = torch.randint(10, 40, (1 + 3 * index % 5,), generator=generator).tolist()
             pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
-            item = {"input_ids": picture + words, "labels": [IGNORED] * len(picture) + words}
+            item = {"input_ids": image + words, "labels": [IGNORED] * len(image) + words}
             if codes:
                 item["image_codes"] = pixels[:, 0, ::4, ::4].long() % 32
             else:

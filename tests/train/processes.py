@@ -15,13 +15,13 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
-from train.checkpointing.finite import NonFiniteLossError
-from train.models.adapters import add_adapter
-from train.recipes import LoraSection
-from train.sharding import find_deepspeed_config, whole_weights
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import ETTCollator, ETTTrainer, ETTTrainingArguments, train_only
+from ett.train.checkpointing.finite import NonFiniteLossError
+from ett.train.models.adapters import add_adapter
+from ett.train.recipes import LoraSection
+from ett.train.sharding import find_deepspeed_config, whole_weights
 
 STEPS = 20
 STAGES = {
@@ -65,16 +65,16 @@ def make_model(tied: bool = True) -> ETTForConditionalGeneration:
 
 
 def make_items(stage: str) -> list[dict]:
-    is_drawing = stage == "drawing"
+    predicts_codes = stage == "drawing"
     generator = torch.Generator().manual_seed(0)
     items = []
     for index in range(16):
         words = torch.randint(10, 40, (1 + 3 * index % 5,), generator=generator).tolist()
-        ids = [*words, 5, *[4] * 16] if is_drawing else [5, *[4] * 16, 6, *words]
+        ids = [*words, 5, *[4] * 16] if predicts_codes else [5, *[4] * 16, 6, *words]
         pixels = torch.randint(0, 256, (1, 3, 16, 16), generator=generator, dtype=torch.uint8)
         labels = [-100] * (len(ids) - len(words)) + words
-        picture = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if is_drawing else {"pixel_values": pixels}
-        items.append({"input_ids": ids, "labels": labels, **picture})
+        image = {"image_codes": pixels[:, 0, ::4, ::4].long() % 32} if predicts_codes else {"pixel_values": pixels}
+        items.append({"input_ids": ids, "labels": labels, **image})
     if stage == "chat":
         items[1::2] = [{"input_ids": [7, *words], "labels": [-100, *words]} for words in map(answer, items[1::2])]
     return items
@@ -99,7 +99,7 @@ def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False
         "dataloader_pin_memory": False,
         "perceptual_weight": 0.0,
         "adversarial_weight": 0.0,
-        # Of the mean assignment in a process's own pictures, which differs between one process and two.
+        # Of the mean assignment in a process's own images, which differs between one process and two.
         "entropy_weight": 0.0,
         "discriminator_width": 8,
         "discriminator_layers": 1,
@@ -118,8 +118,8 @@ def make_trainer(folder: Path, stage: str, tied: bool = True, lora: bool = False
     if lora:
         add_adapter(model, LoraSection(rank=4))
     train_only(model, STAGES[stage])
-    is_drawing = stage == "drawing"
-    collator = ETTCollator(is_drawing=is_drawing)
+    predicts_codes = stage == "drawing"
+    collator = ETTCollator(predicts_codes=predicts_codes)
     trainer = ETTTrainer(model=model, args=args, train_dataset=make_items(stage), data_collator=collator)
     assert bool(args.fsdp) == trainer.accelerator.is_fsdp2
     assert bool(args.deepspeed) == trainer.is_deepspeed_enabled

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
 from ett.cli import app
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from train import ETTCollator, run_recipe, train_only
-from train.models.adapters import add_adapter, merge_adapter, merge_folder, save_adapter
-from train.recipes import LoraSection
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.train import ETTCollator, run_recipe, train_only
+from ett.train.models.adapters import add_adapter, merge_adapter, merge_folder, save_adapter
+from ett.train.recipes import LoraSection
 
 from .test_run import TINY
 from .trainers import changed, make_trainer, snapshot
@@ -89,7 +89,7 @@ def test_gradient_checkpointing_changes_no_update(make_model, arguments, make_it
     for checkpointing in (False, True):
         model = with_adapter(make_model)
         args = arguments(gradient_checkpointing=checkpointing, optim="sgd", learning_rate=0.1)
-        make_trainer(model, args, make_items(codes=True), is_drawing=True).train()
+        make_trainer(model, args, make_items(codes=True), predicts_codes=True).train()
         updated.append(snapshot(model))
     torch.testing.assert_close(updated[1], updated[0], rtol=1e-5, atol=1e-6)
 

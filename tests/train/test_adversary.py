@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train import train_only
-from train.objective.adversary import adaptive_weight
+from ett.train import train_only
+from ett.train.objective.adversary import adaptive_weight
 
 from .trainers import changed, gradients_after_one_step, make_trainer, one_step, snapshot
 
@@ -124,7 +124,7 @@ def test_critics_see_a_part_of_the_batch_where_told_so(make_vision_tokenizer, ar
     sizes = []
 
     def see(module, inputs):
-        # FLOPs are counted on pictures without data.
+        # FLOPs are counted on images without data.
         if not inputs[0].is_meta:
             sizes.append(len(inputs[0]))
 
@@ -132,8 +132,8 @@ def test_critics_see_a_part_of_the_batch_where_told_so(make_vision_tokenizer, ar
         def forward(self, pixels, reconstruction):
             return pixels.new_zeros(len(reconstruction))
 
-    trainer.perceptual = Perceptual()
-    for critic in (trainer.adversary.discriminator, trainer.perceptual):
+    trainer.vq_loss.perceptual = Perceptual()
+    for critic in (trainer.adversary.discriminator, trainer.vq_loss.perceptual):
         critic.register_forward_pre_hook(see)
     trainer.train()
     assert sizes == [2, 2, 2, 2]

@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from train.data import filters
-from train.data.aesthetics import AestheticHead, AestheticPredictor, find_head
-from train.data.selection import FilterChain
+from ett.data_ett import filters
+from ett.data_ett.aesthetics import AestheticHead, AestheticPredictor, find_head
+from ett.data_ett.selection import FilterChain
 
 LAYERS = {0: (1024, 12), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
 
@@ -41,14 +41,14 @@ def published(tmp_path):
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-def plain_scores(folder, weights, pictures):
+def plain_scores(folder, weights, images):
     clip = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
-    pixels = CLIPImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
+    pixels = CLIPImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         x = clip(pixel_values=pixels).image_embeds
     x = x / x.norm(dim=-1, keepdim=True)
@@ -57,12 +57,12 @@ def plain_scores(folder, weights, pictures):
     return x[:, 0]
 
 
-def test_scores_are_those_of_the_plain_arithmetic(published, pictures):
+def test_scores_are_those_of_the_plain_arithmetic(published, images):
     folder, head, weights = published
     predictor = AestheticPredictor.from_pretrained(folder, head)
-    scores = predictor(torch.stack([predictor.preprocess(picture) for picture in pictures]))
+    scores = predictor(torch.stack([predictor.preprocess(image) for image in images]))
     assert tuple(scores.shape) == (3,)
-    assert torch.allclose(scores, plain_scores(folder, weights, pictures), atol=1e-5)
+    assert torch.allclose(scores, plain_scores(folder, weights, images), atol=1e-5)
     assert scores.unique().numel() == 3
 
 
@@ -74,23 +74,23 @@ def test_the_head_has_the_published_names_and_shapes():
     }
 
 
-def test_a_head_in_safetensors_gives_the_same_scores(published, pictures, tmp_path):
+def test_a_head_in_safetensors_gives_the_same_scores(published, images, tmp_path):
     folder, head, weights = published
     save_file(weights, tmp_path / "head.safetensors")
     first, second = (
         AestheticPredictor.from_pretrained(folder, str(file)) for file in (head, tmp_path / "head.safetensors")
     )
-    pixels = first.preprocess(pictures[0])[None]
+    pixels = first.preprocess(images[0])[None]
     assert torch.equal(first(pixels), second(pixels))
 
 
-def test_a_filter_keeps_rows_by_their_pictures_scores(published, pictures):
+def test_a_filter_keeps_rows_by_their_images_scores(published, images):
     folder, head, weights = published
-    scores = plain_scores(folder, weights, pictures)
+    scores = plain_scores(folder, weights, images)
     cells = []
-    for picture in pictures:
+    for image in images:
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         cells.append({"bytes": file.getvalue(), "path": None})
     middle = scores.median().item()
     chain = FilterChain([{"type": "aesthetic", "min_score": middle - 1e-4, "model": folder, "head": head}])
@@ -100,7 +100,7 @@ def test_a_filter_keeps_rows_by_their_pictures_scores(published, pictures):
     assert sorted(expected) == [False, True, True]
 
 
-def test_weights_are_loaded_when_the_first_picture_is_there(published, monkeypatch):
+def test_weights_are_loaded_when_the_first_image_is_there(published, monkeypatch):
     monkeypatch.setattr(filters.AestheticPredictor, "from_pretrained", lambda *names: pytest.fail("loaded"))
     chain = FilterChain([{"type": "aesthetic", "min_score": 5}])
     assert chain.keep([{"image": None}]) == [True]

@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from train import ETTCollator, ETTTrainer, train_only
+from ett.train import ETTCollator, ETTTrainer, train_only
 
 from .trainers import snapshot, timeless
 

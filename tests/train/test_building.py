@@ -1,4 +1,4 @@
-"""A new model of a language model's folder: its own tokens stand for pictures, and its embeddings are as they were."""
+"""A new model of a language model's folder: its own tokens stand for images, and its embeddings are as they were."""
 
 import shutil
 
@@ -8,10 +8,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from train import load_recipe
-from train.models.building import build_model, check_visual_embedding, load_model
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import load_recipe
+from ett.train.models.building import build_model, check_visual_embedding, load_model
 
 WORDS = ["<unk>", "<|endoftext|>", "a", "red", "circle"]
 QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]

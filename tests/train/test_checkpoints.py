@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from scenes_ett import vocabulary
-from train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
-from train.models.adapters import add_adapter
-from train.recipes import LoraSection
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.scenes_ett import vocabulary
+from ett.train import PreparedDataset, SceneExamples, newest_checkpoint, train_only
+from ett.train.models.adapters import add_adapter
+from ett.train.recipes import LoraSection
 
 from .trainers import changed, make_trainer, snapshot, timeless
 
@@ -53,7 +53,7 @@ def make_stage(make_model, make_vision_tokenizer, make_language_model, make_item
         if stage == "adapters":
             add_adapter(model, LoraSection(rank=2, dropout=0.5))
         train_only(model, parts)
-        return make_trainer(model, args, items, is_drawing=stage == "drawing")
+        return make_trainer(model, args, items, predicts_codes=stage == "drawing")
 
     return make
 
@@ -175,7 +175,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_step(run_folder):
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(run_folder, name, caplog):
     path = run_folder / "checkpoint-10" / name
     path.write_bytes(path.read_bytes()[:-1])
-    with caplog.at_level(logging.WARNING, logger="train.checkpointing.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.checkpointing.checkpoints"):
         assert newest_checkpoint(run_folder) == run_folder / "checkpoint-2"
     assert name in caplog.text and "checkpoint-10' is passed over" in caplog.text
 

@@ -1,10 +1,10 @@
-"""Another size for a trained codebook: which codes stay, which are split, and what pictures notice of it."""
+"""Another size for a trained codebook: which codes stay, which are split, and what images notice of it."""
 
 import pytest
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from train.models.codebook import count_codes, most_used, resize_codebook
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train.models.codebook import count_codes, most_used, resize_codebook
 
 CODES = 32
 
@@ -44,7 +44,7 @@ def test_a_smaller_codebook_keeps_the_most_used_codes_in_their_order(tokenizer):
     assert smaller.config.num_vq_embeddings == 5
 
 
-def test_pictures_whose_codes_are_kept_have_the_same_reconstruction(tokenizer, pixels):
+def test_images_whose_codes_are_kept_have_the_same_reconstruction(tokenizer, pixels):
     counts = torch.bincount(codes_of(tokenizer, pixels).flatten(), minlength=CODES)
     used = int((counts > 0).sum())
     assert used < CODES, "all codes in use would leave nothing to drop"
@@ -102,13 +102,13 @@ def test_encoder_and_decoder_stay_as_they_are(tokenizer, size):
 # Counting
 
 
-def test_codes_are_counted_in_pictures_from_all_over_the_data(tokenizer, make_items):
+def test_codes_are_counted_in_images_from_all_over_the_data(tokenizer, make_items):
     items = make_items(10)
     chosen = [items[index]["pixel_values"] for index in (0, 2, 5, 7)]
     codes = codes_of(tokenizer, torch.cat(chosen).float() / 127.5 - 1)
-    counts = count_codes(tokenizer, items, num_pictures=4, batch_size=3, progress=False)
+    counts = count_codes(tokenizer, items, num_images=4, batch_size=3, progress=False)
     assert torch.equal(counts, torch.bincount(codes.flatten(), minlength=CODES))
 
 
 def test_fewer_data_than_asked_for_are_all_counted(tokenizer, make_items):
-    assert count_codes(tokenizer, make_items(3), num_pictures=100, batch_size=2, progress=False).sum() == 3 * 16
+    assert count_codes(tokenizer, make_items(3), num_images=100, batch_size=2, progress=False).sum() == 3 * 16

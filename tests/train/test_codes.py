@@ -1,60 +1,48 @@
-"""Image codes as bits, and as rows of a data set."""
+"""Image codes as a column of a dataset."""
 
-import doctest
+import json
 
-import numpy as np
+import datasets
 import pytest
 import torch
 
-import train.data.codes
-from train import ETTCollator, PreparedDataset
-from train.data.codes import bits_per_code, pack_codes, pack_row, unpack_codes, unpack_row
-
-NUMBERS = [1, 2, 3, 5, 16, 17, 512, 1000, 8192, 131_071, 131_072, 131_073, 2**18]
+from ett.data_ett.codes import CODES_FEATURES, codes_to_row, read_tokenization, row_to_codes
+from ett.train import ETTCollator, PreparedDataset
 
 
-@pytest.mark.parametrize("num_codes", NUMBERS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 32, 32), (3, 7, 9)])
-def test_packed_codes_come_back(num_codes, shape):
-    codes = np.random.default_rng(0).integers(0, num_codes, shape)
-    codes.flat[-1] = num_codes - 1
-    packed = pack_codes(torch.from_numpy(codes), num_codes)
-    assert len(packed) == -(-codes.size * bits_per_code(num_codes) // 8)
-    unpacked = unpack_codes(packed, shape, num_codes)
-    assert unpacked.dtype == torch.long and np.array_equal(unpacked.numpy(), codes)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 32, 32)])
+def test_codes_come_back_from_a_dataset(shape):
+    codes = torch.randint(0, 131_072, shape, generator=torch.Generator().manual_seed(0))
+    (row,) = datasets.Dataset.from_list([codes_to_row(codes)], features=CODES_FEATURES)
+    found = row_to_codes(row, 131_072)
+    assert found.dtype == torch.long and torch.equal(found, codes)
 
 
-def test_codes_lie_one_after_the_other_with_their_highest_bit_first():
-    assert pack_codes(np.array([1, 2, 7]), 8) == bytes([0b00101011, 0b10000000])
+def test_a_row_without_images_has_no_codes():
+    row = codes_to_row(None)
+    assert row == {"image_codes": []} and row_to_codes(row, 512).shape == (0, 0, 0)
 
 
-def test_a_picture_of_512_pixels_takes_2176_bytes():
-    assert len(pack_codes(np.zeros((32, 32), int), 131_072)) == 2176
+@pytest.mark.parametrize("code", [-1, 5])
+def test_a_code_out_of_range_is_an_error(code):
+    with pytest.raises(ValueError, match=f"between {min(code, 1)} and {max(code, 1)}; expected .* and 0 to 4"):
+        row_to_codes({"image_codes": [[[1, code]]]}, 5)
 
 
-@pytest.mark.parametrize("code", [-1, 8])
-def test_a_code_out_of_range_is_not_packed(code):
-    with pytest.raises(ValueError, match=f"between {min(code, 0)} and {max(code, 0)}; expected 0 to 7"):
-        pack_codes(np.array([0, code]), 8)
+@pytest.mark.parametrize("codes", [[[[1, 2], [3]]], [1, 2], [[[1, None]]]])
+def test_what_is_no_grid_is_an_error(codes):
+    with pytest.raises(ValueError, match="Its 'image_codes'"):
+        row_to_codes({"image_codes": codes}, 5)
 
 
-def test_bytes_that_do_not_fit_the_shape_are_an_error():
-    with pytest.raises(ValueError, match=r"shape \(1, 2, 2\) with 3 bits each take 2 bytes; there are 3"):
-        unpack_codes(bytes(3), (1, 2, 2), 8)
+def test_codes_of_the_former_layout_are_refused(tmp_path):
+    record = {"num_rows": 1, "rows_per_shard": 1, "num_codes": 32}
+    (tmp_path / "tokenization.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="layout of another version; make them again with `ett tokenize`"):
+        read_tokenization(tmp_path)
 
 
-def test_a_damaged_code_is_an_error():
-    with pytest.raises(ValueError, match="There is a code 7; expected 0 to 4"):
-        unpack_codes(bytes([255]), (1, 1, 2), 5)
-
-
-def test_a_row_without_pictures_has_no_codes():
-    row = pack_row(None, 512)
-    assert row == {"image_codes": b"", "image_codes_shape": [0, 0, 0]}
-    assert unpack_row(row, 512).shape == (0, 0, 0)
-
-
-def test_examples_with_codes_are_prepared_as_those_with_pictures_are(processor):
+def test_examples_with_codes_are_prepared_as_those_with_images_are(processor):
     codes = torch.arange(128).reshape(2, 8, 8)
     caption = {"image_codes": codes[:1], "text": "a red circle"}
     prepared = PreparedDataset([caption, {"image_codes": codes[:0], "text": "a circle"}], "caption", processor)
@@ -65,11 +53,7 @@ def test_examples_with_codes_are_prepared_as_those_with_pictures_are(processor):
     assert torch.equal(batch["image_codes"], codes[:1])
 
 
-def test_pictures_of_several_sizes_do_not_share_a_batch():
+def test_images_of_several_sizes_do_not_share_a_batch():
     items = [{"image_codes": torch.zeros(1, 2, 2).long()}, {"image_codes": torch.zeros(1, 2, 3).long()}]
-    with pytest.raises(ValueError, match="A batch has pictures of 2 x 2 and 2 x 3 codes"):
+    with pytest.raises(ValueError, match="A batch has images of 2 x 2 and 2 x 3 codes"):
         ETTCollator()(items)
-
-
-def test_the_examples_in_the_documentation_are_true():
-    assert doctest.testmod(train.data.codes) == (0, 1)

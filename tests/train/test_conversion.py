@@ -7,9 +7,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ett.cli import app
-from modeling_ett.modeling_ibq import IBQModel
-from train.models.conversion import convert_tokenizer, list_names
-from train.objective.discriminator import PatchDiscriminator
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train.models.conversion import convert_tokenizer
+from ett.train.objective.discriminator import PatchDiscriminator
 
 from . import ibq_reference
 from .ibq_reference import Reference, make_discriminator_state, make_state, write_checkpoint, write_emu_folder
@@ -141,40 +141,8 @@ def test_a_tensor_out_of_place_is_named_and_nothing_is_written(tmp_path, raw, ch
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.ckpt"]
 
 
-def split(text: str) -> list[str]:
-    """The parts between commas that stand in no braces."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "{") - (character == "}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
-
-
-def expand(text: str) -> list[str]:
-    """What a shell makes of braces in names separated by commas."""
-    if len(split(text)) > 1:
-        return [name for part in split(text) for name in expand(part.strip())]
-    before, brace, rest = text.partition("{")
-    if not brace:
-        return [text]
-    length = next(length for length in range(len(rest)) if rest[: length + 1].count("}") > rest[:length].count("{"))
-    inner, after = rest[:length], rest[length + 1 :]
-    return [before + name + tail for name in expand(inner) for tail in expand(after)]
-
-
-def test_lists_of_names_are_short_and_every_name_can_be_read_off(raw):
-    assert list_names(["a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias", "b"]) == "b, a.{0,1}.{weight,bias}"
-    assert list_names(["a", "a.b", "c"]) == "{a,c}, a.b"
-    listed = list_names(raw)
-    assert sorted(expand(listed)) == sorted(raw)
-    assert len(listed) < len(", ".join(raw)) / 4
-
-
-def test_an_error_names_every_tensor_however_many_are_missing(tmp_path, raw):
-    lost = [name for name in raw if name.startswith("decoder.up.") or name == "quant_conv.bias"]
+def test_an_error_names_the_first_tensors_of_many(tmp_path, raw):
+    lost = [name for name in raw if name.startswith("decoder.up.")]
 
     def change(state: dict):
         for name in lost:
@@ -183,10 +151,10 @@ def test_an_error_names_every_tensor_however_many_are_missing(tmp_path, raw):
     source = write_checkpoint(tmp_path / "tokenizer.ckpt", raw, change=change)
     with pytest.raises(ValueError) as caught:
         convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
-    missing, unknown = str(caught.value).removesuffix(".").partition(f"{len(lost)} missing: ")[2].split("; ")
-    assert sorted(expand(missing)) == sorted(lost)
-    unknown = unknown.removeprefix(f"{len(lost)} unknown: ")
-    assert sorted(expand(unknown)) == sorted(f"lost.{name}" for name in lost)
+    missing, unknown = str(caught.value).partition(f"{len(lost)} missing: ")[2].split("; ")
+    listed, more = missing.split(" and ")
+    assert set(listed.split(", ")) < set(lost) and more == f"{len(lost) - 8} more"
+    assert unknown.startswith(f"{len(lost)} unknown: lost.decoder.up.")
 
 
 class Intruder:
@@ -249,7 +217,7 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path, raw, name):
 def test_tensors_of_another_model_are_listed(tmp_path):
     source = tmp_path / "other.ckpt"
     torch.save({f"layers.{layer}.{name}": torch.zeros(2) for layer in range(3) for name in ("query", "key")}, source)
-    with pytest.raises(ValueError, match=r"it is no IBQ tokenizer\. Its tensors are layers\.\{0,1,2\}\.\{query,key\}"):
+    with pytest.raises(ValueError, match=r"it is no IBQ tokenizer\. Its tensors are layers\.0\.query, layers\.0\.key"):
         convert_tokenizer(source, tmp_path / "tokenizer", weights="raw")
     assert [path.name for path in tmp_path.iterdir()] == ["other.ckpt"]
 
@@ -287,10 +255,10 @@ def test_a_discriminator_that_is_there_already_is_left_alone(tmp_path, raw):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_a_converted_tokenizer_reconstructs_pictures(tmp_path, raw):
+def test_a_converted_tokenizer_reconstructs_images(tmp_path, raw):
     convert_tokenizer(write_emu_folder(tmp_path / "emu", raw), tmp_path / "tokenizer")
-    Image.linear_gradient("L").save(tmp_path / "picture.png")
-    command = ["reconstruct", tmp_path / "picture.png", "--model", tmp_path / "tokenizer", "--output"]
+    Image.linear_gradient("L").save(tmp_path / "image.png")
+    command = ["reconstruct", tmp_path / "image.png", "--model", tmp_path / "tokenizer", "--output"]
     for size, options in ((256, []), (32, ["--height", "32", "--width", "32"])):
         output = tmp_path / f"{size}.png"
         result = CliRunner().invoke(app, [str(argument) for argument in (*command, output, *options)])

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-import scenes_ett
-import train.data
-from train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
-from train.data import IGNORED, to_unit_range
+import ett.data_ett.collator
+from ett import scenes_ett
+from ett.common_ett.images import to_unit_range
+from ett.data_ett import IGNORED
+from ett.train import ETTCollator, FolderExamples, InMemoryDataset, PreparedDataset, SceneExamples
 
 NUM_CODES = 81
 
@@ -54,7 +55,7 @@ def independent_item(processor, turns=4):
     return examples[index], item
 
 
-def test_independent_turns_share_the_picture_alone(processor):
+def test_independent_turns_share_the_image_alone(processor):
     example, item = independent_item(processor)
     assert item["input_ids"].count(processor.image_token_id) == NUM_CODES
     answers = [message["content"] for message in example["messages"] if message["role"] == "assistant"]
@@ -105,12 +106,12 @@ def test_of_a_conversation_only_answers_and_their_ends_are_predicted(processor, 
     assert item["input_ids"].count(processor.image_token_id) == NUM_CODES
 
 
-def test_of_a_drawing_no_token_is_predicted_and_the_picture_comes_last(processor):
+def test_of_a_drawing_no_token_is_predicted_and_the_image_comes_last(processor):
     examples = SceneExamples("drawing", 0, "train", 1)
     item = PreparedDataset(examples, "drawing", processor)[0]
     words = processor.tokenizer(examples[0]["text"], add_special_tokens=False)["input_ids"]
-    picture = [processor.image_token_id] * NUM_CODES
-    assert item["input_ids"] == [*words, processor.image_start_token_id, *picture, processor.image_end_token_id]
+    image = [processor.image_token_id] * NUM_CODES
+    assert item["input_ids"] == [*words, processor.image_start_token_id, *image, processor.image_end_token_id]
     assert set(item["labels"]) == {IGNORED}
 
 
@@ -122,7 +123,7 @@ def test_of_text_alone_everything_is_predicted(processor):
     assert predicted_texts(processor, item) == [as_decoded(processor, examples[0]["text"] + "<|im_end|>")]
 
 
-def test_a_conversation_about_a_text_follows_it_without_a_picture(processor):
+def test_a_conversation_about_a_text_follows_it_without_an_image(processor):
     example = SceneExamples("text", 0, "train", 1, questions_per_scene=2)[0]
     item = PreparedDataset([example], "text", processor)[0]
     expected = example["text"] + "<|im_end|>" + processor.apply_chat_template(example["messages"])
@@ -176,7 +177,7 @@ def test_scene_examples_depend_on_task_seed_split_and_index_alone(task):
     assert len(first) == 6
 
 
-def test_a_conversation_shows_its_picture_once_and_has_the_turns_asked_for():
+def test_a_conversation_shows_its_image_once_and_has_the_turns_asked_for():
     examples = SceneExamples("chat", 0, "train", 12, questions_per_scene=3)
     for index in range(12):
         messages = examples[index]["messages"]
@@ -215,17 +216,17 @@ def test_conversations_ask_and_answer_what_the_scene_does():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of every mode and some sizes, one file that is no picture and one that is cut off, with captions."""
+    """Images of every mode and some sizes, one file that is no image and one that is cut off, with captions."""
     root = tmp_path / "photographs"
     root.mkdir()
-    picture = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3))
-    picture.save(root / "rgb.png")
-    picture.resize((17, 90)).convert("L").save(root / "grey.png")
-    picture.convert("RGBA").save(root / "alpha.png")
-    picture.convert("P").save(root / "palette.gif")
-    picture.convert("CMYK").save(root / "cmyk.jpg")
+    image = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3))
+    image.save(root / "rgb.png")
+    image.resize((17, 90)).convert("L").save(root / "grey.png")
+    image.convert("RGBA").save(root / "alpha.png")
+    image.convert("P").save(root / "palette.gif")
+    image.convert("CMYK").save(root / "cmyk.jpg")
     Image.fromarray(np.linspace(0, 65535, 900, dtype=np.uint16).reshape(30, 30)).save(root / "sixteen.png")
-    (root / "broken.jpg").write_bytes(b"no picture at all")
+    (root / "broken.jpg").write_bytes(b"no image at all")
     whole = (root / "cmyk.jpg").read_bytes()
     (root / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     names = ["rgb.png", "broken.jpg", "grey.png", "alpha.png", "palette.gif", "cmyk.jpg", "cut.jpg", "sixteen.png"]
@@ -234,9 +235,9 @@ def folder(tmp_path):
     return root
 
 
-def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
+def test_a_folder_gives_its_images_with_captions_whatever_their_mode_and_skips_unreadable_ones(folder, caplog):
     examples = FolderExamples(str(folder), "caption")
-    with caplog.at_level(logging.WARNING, logger="train.data.skipped"):
+    with caplog.at_level(logging.WARNING, logger="ett.data_ett.skipped"):
         read = [examples[index] for index in range(len(examples))]
     assert {image.mode for example in read for image in example["images"]} == {"RGB"}
     assert {len(example["images"]) for example in read} == {1}
@@ -252,7 +253,7 @@ def test_a_folder_gives_its_pictures_with_captions_whatever_their_mode_and_skips
     ]
 
 
-def test_the_next_readable_picture_takes_an_unreadable_ones_place(folder):
+def test_the_next_readable_image_takes_an_unreadable_ones_place(folder):
     examples = FolderExamples(str(folder), "caption")
     texts = [examples.rows[index]["text"] for index in range(len(examples))]
     broken = next(index for index, text in enumerate(texts) if text == "a circle b")
@@ -260,7 +261,7 @@ def test_the_next_readable_picture_takes_an_unreadable_ones_place(folder):
     assert len(examples) == 8
 
 
-def test_a_folder_of_pictures_goes_all_the_way_to_a_batch(folder, processor):
+def test_a_folder_of_images_goes_all_the_way_to_a_batch(folder, processor):
     metadata = (folder / "metadata.jsonl").read_text()
     for letter in "rbgapcs":
         metadata = metadata.replace(f"circle {letter}", "red circle")
@@ -272,7 +273,7 @@ def test_a_folder_of_pictures_goes_all_the_way_to_a_batch(folder, processor):
     assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
 
 
-def test_pictures_alone_need_no_metadata(folder):
+def test_images_alone_need_no_metadata(folder):
     (folder / "metadata.jsonl").unlink()
     assert set(FolderExamples(str(folder), "reconstruction")[0]) == {"name", "images"}
 
@@ -298,7 +299,7 @@ def test_a_column_can_be_named(folder):
     assert FolderExamples(str(folder), "caption", text_column="title")[0]["text"].startswith("a circle")
 
 
-def test_a_folder_of_unreadable_pictures_is_an_error(tmp_path):
+def test_a_folder_of_unreadable_images_is_an_error(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"nothing")
     examples = FolderExamples(str(tmp_path), "reconstruction")
@@ -307,12 +308,12 @@ def test_a_folder_of_unreadable_pictures_is_an_error(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"is empty; expected pictures and a metadata\.jsonl"):
+    with pytest.raises(ValueError, match=r"is empty; expected images and a metadata\.jsonl"):
         FolderExamples(str(tmp_path), "caption")
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="could not be read as a data set"):
+    with pytest.raises(ValueError, match="could not be read as a dataset"):
         FolderExamples(str(tmp_path / "absent"), "caption")
 
 
@@ -352,9 +353,9 @@ def test_without_a_tokenizer_memory_holds_pixels(processor):
     assert torch.equal(in_memory[1]["pixel_values"], prepared[1]["pixel_values"])
 
 
-def test_examples_of_several_pictures_keep_their_codes_together(processor, make_vision_tokenizer):
-    pictures = [scene.render() for scene in scenes_ett.Scenes(0, "train", 3)]
-    examples = [{"images": pictures[:2], "text": "red"}, {"images": pictures[2:], "text": "blue"}]
+def test_examples_of_several_images_keep_their_codes_together(processor, make_vision_tokenizer):
+    images = [scene.render() for scene in scenes_ett.Scenes(0, "train", 3)]
+    examples = [{"images": images[:2], "text": "red"}, {"images": images[2:], "text": "blue"}]
     in_memory = InMemoryDataset(
         PreparedDataset(examples, "caption", processor), make_vision_tokenizer(patch_size=4).eval()
     )
@@ -362,14 +363,14 @@ def test_examples_of_several_pictures_keep_their_codes_together(processor, make_
 
 
 def test_the_collators_example_is_true():
-    results = doctest.testmod(train.data.collator)
+    results = doctest.testmod(ett.data_ett.collator)
     assert results.attempted > 0 and results.failed == 0
 
 
 def test_a_batch_of_drawings_has_codes_to_predict_and_no_labels():
     codes = torch.arange(4).view(1, 2, 2)
     item = {"input_ids": [7, 8], "labels": [IGNORED, IGNORED], "image_codes": codes}
-    batch = ETTCollator(is_drawing=True)([item, {**item, "image_codes": codes + 4}])
+    batch = ETTCollator(predicts_codes=True)([item, {**item, "image_codes": codes + 4}])
     assert set(batch) == {"input_ids", "attention_mask", "image_codes", "predict_codes"}
     assert batch["image_codes"].flatten().tolist() == list(range(8)) and batch["predict_codes"] is True
 

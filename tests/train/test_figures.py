@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from train import ETTCollator, train_only
-from train.monitoring.figures import count_tokens
-from train.objective.discriminator import PatchDiscriminator
-from train.planning.flops import StepFlops, peak_of
+from ett.train import ETTCollator, train_only
+from ett.train.monitoring.figures import count_tokens
+from ett.train.objective.discriminator import PatchDiscriminator
+from ett.train.planning.flops import StepFlops, peak_of
 
 from .trainers import make_trainer
 
@@ -28,7 +28,7 @@ def clock(monkeypatch):
     class Clock:
         now = 100.0
 
-    monkeypatch.setattr("train.monitoring.figures.time.perf_counter", lambda: Clock.now)
+    monkeypatch.setattr("ett.train.monitoring.figures.time.perf_counter", lambda: Clock.now)
     return Clock
 
 
@@ -76,7 +76,7 @@ def test_flops_of_a_frozen_tokenizer_are_its_encoders_and_one_product(make_model
     train_only(model, ["projector"])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model.vision_tokenizer.encode(torch.zeros(1, 3, 16, 16))
-    assert StepFlops(model).of_picture(16, 16) == counter.get_total_flops() + 2 * 16 * 32 * 8
+    assert StepFlops(model).of_image(16, 16) == counter.get_total_flops() + 2 * 16 * 32 * 8
 
 
 def test_flops_of_a_tokenizer_that_learns_have_three_passes(make_vision_tokenizer):
@@ -84,7 +84,7 @@ def test_flops_of_a_tokenizer_that_learns_have_three_passes(make_vision_tokenize
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         latents = tokenizer.encode(torch.zeros(1, 3, 16, 16)).latents
         tokenizer.decode(latents, force_not_quantize=True)
-    assert StepFlops(tokenizer).of_picture(16, 16) == 3 * counter.get_total_flops() + 6 * 2 * 16 * 32 * 8
+    assert StepFlops(tokenizer).of_image(16, 16) == 3 * counter.get_total_flops() + 6 * 2 * 16 * 32 * 8
 
 
 def test_flops_of_the_discriminator_are_those_of_both_its_roles(make_vision_tokenizer):
@@ -95,9 +95,9 @@ def test_flops_of_the_discriminator_are_those_of_both_its_roles(make_vision_toke
         discriminator(fake.detach()).sum().backward()
         discriminator.requires_grad_(False)(fake).sum().backward()
     first_layer = 2 * 64 * 8 * 3 * 16
-    # Neither picture gets a gradient while the discriminator itself learns.
+    # Neither image gets a gradient while the discriminator itself learns.
     counted = counter.get_total_flops() + 2 * first_layer
-    assert StepFlops(make_vision_tokenizer(), discriminator=discriminator).of_judged_picture(16, 16) == counted
+    assert StepFlops(make_vision_tokenizer(), discriminator=discriminator).of_judged_image(16, 16) == counted
 
 
 @pytest.mark.parametrize(

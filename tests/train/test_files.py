@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from train.files import remove_unfinished, replacing
+from ett.common_ett.files import remove_unfinished, replacing
 
 
 def test_what_was_there_stays_until_all_is_written(tmp_path):

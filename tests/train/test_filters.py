@@ -13,17 +13,17 @@ import yaml
 from PIL import Image, ImageFile
 from typer.testing import CliRunner
 
-import train.data.filters
+import ett.data_ett.filters
 from ett.cli import app
-from train.data import build_examples
-from train.data.filters import Columns, NearDuplicates, build_filter
-from train.data.selection import FilterChain, select_rows, summarize
-from train.recipes import DataSection, Recipe
+from ett.data_ett.filters import Columns, NearDuplicates, build_filter
+from ett.data_ett.selection import FilterChain, select_rows, summarize
+from ett.train.examples import build_examples
+from ett.train.recipes import DataSection, Recipe
 
 
-def encoded(picture, kind="PNG"):
+def encoded(image, kind="PNG"):
     with io.BytesIO() as file:
-        picture.save(file, kind)
+        image.save(file, kind)
         return {"bytes": file.getvalue(), "path": None}
 
 
@@ -39,14 +39,14 @@ def keeps(setting, row, **columns):
     return FilterChain([setting], Columns(**columns)).keep([row])[0]
 
 
-def rows_of(pictures, **columns):
+def rows_of(images, **columns):
     features = datasets.Features(
         {"image": datasets.Image(decode=False), **{name: datasets.Value("string") for name in columns}}
     )
-    return datasets.Dataset.from_dict({"image": pictures, **columns}, features=features)
+    return datasets.Dataset.from_dict({"image": images, **columns}, features=features)
 
 
-CORRUPT = {"bytes": b"no picture", "path": None}
+CORRUPT = {"bytes": b"no image", "path": None}
 
 
 # Each filter
@@ -73,7 +73,7 @@ def test_captions_are_not_bounded_above_unless_asked_for_and_missing_ones_have_n
     assert not keeps({"type": "caption_length"}, {"text": None})
 
 
-def test_of_several_pictures_or_captions_each_has_to_pass():
+def test_of_several_images_or_captions_each_has_to_pass():
     setting = {"type": "resolution", "min_side": 8}
     assert keeps(setting, {"image": [blank(8, 8), blank(9, 9)]})
     assert not keeps(setting, {"image": [blank(8, 8), blank(7, 9)]})
@@ -81,19 +81,19 @@ def test_of_several_pictures_or_captions_each_has_to_pass():
 
 
 @pytest.mark.parametrize("kind", ["resolution", "aspect_ratio"])
-def test_of_a_pictures_size_the_header_is_read_and_no_pixel(kind, monkeypatch):
+def test_of_an_images_size_the_header_is_read_and_no_pixel(kind, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     setting = {"resolution": {"min_side": 4}, "aspect_ratio": {"max": 2}}[kind]
     for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         assert keeps({"type": kind, **setting}, {"image": encoded(Image.new("RGB", (8, 8)), name)})
 
 
-def test_a_row_without_a_picture_passes_what_looks_at_pictures():
+def test_a_row_without_an_image_passes_what_looks_at_images():
     for setting in ({"type": "resolution", "min_side": 8}, {"type": "near_duplicates"}):
         assert keeps(setting, {"image": None})
 
 
-def test_a_picture_that_cannot_be_read_is_left_for_the_reader_to_name():
+def test_an_image_that_cannot_be_read_is_left_for_the_reader_to_name():
     settings = [{"type": "resolution", "min_side": 8}, {"type": "aspect_ratio", "max": 2}, {"type": "near_duplicates"}]
     chain = FilterChain(settings)
     assert chain.keep([{"image": CORRUPT}, {"image": CORRUPT}]) == [True, True]
@@ -119,11 +119,11 @@ def test_a_filter_reads_the_columns_that_the_data_have():
 
 
 def test_the_hashs_example_is_true():
-    assert doctest.testmod(train.data.filters).attempted > 0
-    assert doctest.testmod(train.data.filters).failed == 0
+    assert doctest.testmod(ett.data_ett.filters).attempted > 0
+    assert doctest.testmod(ett.data_ett.filters).failed == 0
 
 
-def test_a_picture_in_another_size_and_file_format_is_a_near_duplicate_and_another_picture_is_not():
+def test_an_image_in_another_size_and_file_format_is_a_near_duplicate_and_another_image_is_not():
     scene = noise(0, 9).resize((96, 96), Image.Resampling.BICUBIC)
     other = noise(1, 9).resize((96, 96), Image.Resampling.BICUBIC)
     chain = FilterChain([{"type": "near_duplicates", "distance": 4}])
@@ -143,14 +143,14 @@ def test_near_duplicates_are_those_that_comparing_with_every_former_one_finds(di
     for number in hashes:
         expected.append(all((number ^ other).bit_count() > distance for other in kept))
         kept += [number] * expected[-1]
-    monkeypatch.setattr(train.data.filters, "difference_hash", lambda picture: hashes[picture])
-    monkeypatch.setattr(train.data.filters, "open_pictures", lambda cell, folder: [cell])
+    monkeypatch.setattr(ett.data_ett.filters, "difference_hash", lambda image: hashes[image])
+    monkeypatch.setattr(ett.data_ett.filters, "open_images", lambda cell, folder: [cell])
     step = NearDuplicates(distance=distance)
     assert step.keep([{"image": index} for index in range(100)]) == expected
     assert expected.count(False) > 10 or distance == 0
 
 
-def test_of_several_pictures_one_that_is_new_keeps_the_row():
+def test_of_several_images_one_that_is_new_keeps_the_row():
     first, second = encoded(noise(0)), encoded(noise(1))
     chain = FilterChain([{"type": "near_duplicates"}])
     rows = [{"image": [first]}, {"image": [first, second]}, {"image": [second, first]}]
@@ -214,7 +214,7 @@ def test_a_setting_that_cannot_be_used_is_an_error(setting, message):
     assert message in str(caught.value)
 
 
-# Data sets
+# Datasets
 
 
 def selected(rows, *settings):
@@ -284,14 +284,14 @@ def test_filters_that_leave_nothing_are_an_error_that_says_which_removed_what():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve pictures of 4 to 15 pixels with captions, of which the fifth cannot be read."""
-    root = tmp_path / "pictures"
+    """Twelve images of 4 to 15 pixels with captions, of which the fifth cannot be read."""
+    root = tmp_path / "images"
     root.mkdir()
     lines = []
     for side in range(4, 16):
         noise(side, side).save(root / f"{side:02}.png")
         lines.append(json.dumps({"file_name": f"{side:02}.png", "text": f"side {side}", "score": side / 2}))
-    (root / "08.png").write_bytes(b"no picture")
+    (root / "08.png").write_bytes(b"no image")
     (root / "metadata.jsonl").write_text("\n".join(lines))
     return root
 

@@ -1,4 +1,4 @@
-"""Fingerprints: what changes a picture's codes changes them, and nothing else does."""
+"""Fingerprints: what changes an image's codes changes them, and nothing else does."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from processing_ett import ETTImageProcessor
-from train.data.fingerprint import fingerprint, folder_fingerprint
+from ett.data_ett.fingerprint import fingerprint, folder_fingerprint
+from ett.processing_ett import ETTImageProcessor
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_tokenizer_has_one_in_memory_in_its_folder_and_in_an_ett_models(
     assert folder_fingerprint(folder) == expected
     assert folder_fingerprint(tmp_path / "model", image_processor) == expected
     assert fingerprint(model.model.vision_tokenizer, image_processor) == expected
-    # The processor beside this model makes pictures of 64 pixels.
+    # The processor beside this model makes images of 64 pixels.
     assert folder_fingerprint(tmp_path / "model") == fingerprint(tokenizer, processor.image_processor) != expected
 
 
@@ -85,7 +85,7 @@ def test_a_field_of_the_configuration_changes_it_where_it_changes_codes(folder, 
 
 
 @pytest.mark.parametrize("changes", [{"size": {"height": 16, "width": 32}}, {"resample": 2}])
-def test_another_way_to_prepare_pictures_changes_it(tokenizer, image_processor, changes):
+def test_another_way_to_prepare_images_changes_it(tokenizer, image_processor, changes):
     fields = {"size": {"height": 16, "width": 16}, **changes}
     assert fingerprint(tokenizer, ETTImageProcessor(**fields)) != fingerprint(tokenizer, image_processor)
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import NonFiniteLossError, newest_checkpoint
-from train.checkpointing.finite import describe_findings
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import NonFiniteLossError, newest_checkpoint
+from ett.train.checkpointing.finite import describe_findings
 
 from .trainers import changed, make_trainer, snapshot
 
 
 @pytest.fixture
 def trainer(make_vision_tokenizer, arguments, make_items):
-    """A tokenizer's trainer of three steps of two micro-batches of two pictures each, saved after each step."""
+    """A tokenizer's trainer of three steps of two micro-batches of two images each, saved after each step."""
     items = [{**item, "name": f"{index}.png"} for index, item in enumerate(make_items(12))]
     args = arguments(save_strategy="steps", save_steps=1, max_steps=3, gradient_accumulation_steps=2)
     return make_trainer(make_vision_tokenizer(), args, items)
@@ -56,8 +56,12 @@ def test_training_stops_before_a_step_whose_loss_is_no_number(trainer, spoil, tm
 
 
 def test_the_report_names_the_examples_of_the_micro_batch(trainer, spoil, monkeypatch, tmp_path):
-    names, prepare = [], trainer._prepare_inputs
-    monkeypatch.setattr(trainer, "_prepare_inputs", lambda inputs: names.append(inputs["names"]) or prepare(inputs))
+    names, take = [], trainer.training_step
+    monkeypatch.setattr(
+        trainer,
+        "training_step",
+        lambda model, inputs, *rest: names.append(inputs["names"]) or take(model, inputs, *rest),
+    )
     spoil(trainer, 3, "entropy_loss", math.nan)
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()

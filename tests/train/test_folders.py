@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from train import check_output_folder, load_recipe, run_recipe
-from train.checkpointing.folders import FolderLock
+from ett.train import check_output_folder, load_recipe, run_recipe
+from ett.train.checkpointing.folders import FolderLock
 
 from .test_run import TOKENIZER
 

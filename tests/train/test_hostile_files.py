@@ -2,10 +2,10 @@
 
 import pytest
 
-from processing_ett import build_word_tokenizer
-from train import load_recipe, read_record
-from train.models.building import new_language_model
-from train.planning.plan import count_examples, model_without_weights
+from ett.processing_ett import build_word_tokenizer
+from ett.train import load_recipe, read_record
+from ett.train.models.building import new_language_model
+from ett.train.planning.plan import count_examples, model_without_weights
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, "\ufeff{}"])

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from train.models.initialization import start_linear
+from ett.train.models.initialization import start_linear
 
 
 @pytest.fixture

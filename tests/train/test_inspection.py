@@ -1,4 +1,4 @@
-"""The page of a batch: what it shows of tokens, pictures and counts, and what it does not need."""
+"""The page of a batch: what it shows of tokens, images and counts, and what it does not need."""
 
 import base64
 import io
@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import scenes_ett
+from ett import scenes_ett
 from ett.cli import app
-from train import ETTCollator, PreparedDataset, SceneExamples
-from train.planning.inspection import Piece, inspect_data, mosaic, render, show
-from train.recipes import Recipe
+from ett.train import ETTCollator, PreparedDataset, SceneExamples
+from ett.train.planning.inspection import Piece, inspect_data, mosaic, render, show
+from ett.train.recipes import Recipe
 
 IMAGE_TOKEN = "<image>"
 NUM_CODES = 81
@@ -31,7 +31,7 @@ def page_of(items, processor, skipped=None):
     return render(recipe, items, ETTCollator()(items), processor, skipped or {}, filters)
 
 
-def pictures_of(page):
+def images_of(page):
     encoded = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     return [Image.open(io.BytesIO(base64.b64decode(one))) for one in encoded]
 
@@ -39,7 +39,7 @@ def pictures_of(page):
 def test_tokens_are_shown_as_text_with_what_is_predicted_apart_and_placeholders_counted(processor):
     dataset = prepared(processor, "caption")
     shown = show(dataset[0], processor)
-    assert Piece("picture", f"{IMAGE_TOKEN} x {NUM_CODES}", False) in shown.pieces
+    assert Piece("image", f"{IMAGE_TOKEN} x {NUM_CODES}", False) in shown.pieces
     predicted = [piece for piece in shown.pieces if piece.is_predicted]
     text = processor.tokenizer.decode(processor.tokenizer(dataset.examples[0]["text"])["input_ids"])
     assert predicted == [Piece("text", text, True), Piece("special", "<|im_end|>", True)]
@@ -48,8 +48,8 @@ def test_tokens_are_shown_as_text_with_what_is_predicted_apart_and_placeholders_
 
 
 def test_of_a_drawing_the_codes_are_predicted(processor):
-    shown = show(prepared(processor, "drawing")[0], processor, is_drawing=True)
-    assert [piece.kind for piece in shown.pieces if piece.is_predicted] == ["picture"]
+    shown = show(prepared(processor, "drawing")[0], processor, predicts_codes=True)
+    assert [piece.kind for piece in shown.pieces if piece.is_predicted] == ["image"]
     assert shown.predicted == NUM_CODES
 
 
@@ -60,10 +60,10 @@ def test_turns_that_do_not_see_one_another_are_shown_apart(processor):
     assert answers == set(range(1, max(answers) + 1)) and len(answers) >= 3
 
 
-def test_pictures_are_those_that_the_model_sees(processor):
+def test_images_are_those_that_the_model_sees(processor):
     page = page_of([prepared(processor, "caption")[0]], processor)
-    (picture,) = pictures_of(page)
-    assert np.array_equal(np.asarray(picture), np.asarray(scenes_ett.Scenes(0, "train")[0].render()))
+    (image,) = images_of(page)
+    assert np.array_equal(np.asarray(image), np.asarray(scenes_ett.Scenes(0, "train")[0].render()))
 
 
 def test_codes_are_shown_as_a_mosaic_of_one_colour_for_each(processor):
@@ -72,7 +72,7 @@ def test_codes_are_shown_as_a_mosaic_of_one_colour_for_each(processor):
     assert colours[0] == colours[3]
     assert len({tuple(colour) for colour in colours}) == 3
     page = page_of([{"name": "coded", "image_codes": codes}], processor)
-    assert "what they show only the tokenizer knows" in page and len(pictures_of(page)) == 1
+    assert "what they show only the tokenizer knows" in page and len(images_of(page)) == 1
 
 
 def test_the_batch_is_summed_up(processor):
@@ -94,7 +94,7 @@ def test_the_batch_is_summed_up(processor):
     assert "<td>resolution</td><td>4,100</td><td>1,200</td>" in page
 
 
-def test_skipped_pictures_are_named_and_html_in_the_data_is_shown_and_not_obeyed(processor):
+def test_skipped_images_are_named_and_html_in_the_data_is_shown_and_not_obeyed(processor):
     skipped = {f"<b>{number}.png": "It is <torn>." for number in range(23)}
     item = {"name": "<script>alert(1)</script>", "input_ids": [7], "labels": [7]}
     page = page_of([item], processor, skipped)
@@ -122,7 +122,7 @@ def test_a_recipes_data_are_shown_without_any_weights(bare_model, tmp_path, reci
     overrides = [f"model.path={bare_model}", "data.length=20"]
     page = inspect_data(recipe, overrides, tmp_path / "page.html", 3).read_text()
     assert page.count("<article>") == 3
-    assert len(pictures_of(page)) == (0 if recipe == "demo_language" else 3)
+    assert len(images_of(page)) == (0 if recipe == "demo_language" else 3)
     assert inspect_data(recipe, overrides, tmp_path / "again.html", 3).read_text() == page
 
 
@@ -155,7 +155,7 @@ def test_the_command_writes_the_page(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert f"Wrote {target}." in result.output
-    assert len(pictures_of(target.read_text())) == 2
+    assert len(images_of(target.read_text())) == 2
 
 
 def test_a_folder_that_is_missing_is_an_error_before_the_data_are_read(tmp_path):

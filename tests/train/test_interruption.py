@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from transformers import TrainerCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import TrainingInterrupted, newest_checkpoint, run_recipe
-from train.trainer import ETTTrainer
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import TrainingInterrupted, newest_checkpoint, run_recipe
+from ett.train.trainer import ETTTrainer
 
 from .test_run import TOKENIZER
 from .trainers import changed, make_trainer
@@ -92,7 +92,7 @@ def interrupted(monkeypatch):
 def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, interrupted, caplog, number):
     overrides = [*TOKENIZER, "training.max_steps=4"]
     whole = run_recipe("demo_tokenizer", overrides, tmp_path / "whole")
-    with caplog.at_level(logging.WARNING, logger="train.run"), interrupted(number) as caught:
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"), interrupted(number) as caught:
         run_recipe("demo_tokenizer", overrides, tmp_path / "resumed")
     assert caught.value.code == 128 + number
     assert (

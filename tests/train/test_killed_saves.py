@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from train import newest_checkpoint
-from train.checkpointing.checkpoints import CheckpointError
+from ett.train import newest_checkpoint
+from ett.train.checkpointing.checkpoints import CheckpointError
 
 from .trainers import changed, make_trainer
 

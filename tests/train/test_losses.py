@@ -7,10 +7,11 @@ import pytest
 import torch
 import torchvision
 
-from modeling_ett.quantizer_ibq import IBQQuantizerOutput
-from train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
-from train.objective.losses import PERCEPTUAL_WEIGHTS, build_perceptual_loss, reconstruction_losses
-from train.trainer import codebook_statistics
+from ett.common_ett.metrics import codebook_use
+from ett.modeling_ett.quantizer_ibq import IBQQuantizerOutput
+from ett.train.objective.discriminator import PatchDiscriminator, discriminator_hinge_loss, generator_loss
+from ett.train.objective.perceptual import PERCEPTUAL_WEIGHTS, build_perceptual_loss
+from ett.train.objective.vq_loss import VQLoss
 
 
 def test_the_discriminator_is_the_papers():
@@ -35,7 +36,7 @@ def test_the_hinge_loss_is_half_the_sum_of_both_sides():
     assert discriminator_hinge_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) + (0 + 1.5 + 1)) / 3)
 
 
-def test_the_generators_loss_is_non_saturating_on_each_pictures_mean():
+def test_the_generators_loss_is_non_saturating_on_each_images_mean():
     logits = torch.tensor([[1.0, -1.0], [0.0, 2 * math.log(3)]]).view(2, 1, 1, 2)
     assert generator_loss(logits).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
 
@@ -84,12 +85,12 @@ def test_lecams_running_means_take_no_gradient():
 
 
 def test_a_random_perceptual_network_is_the_same_in_every_run_and_leaves_the_random_state():
-    pictures = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    images = torch.rand(2, 1, 3, 64, 64) * 2 - 1
     values, states = [], []
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.random.get_rng_state()
-        values.append(build_perceptual_loss("squeeze", pretrained=False)(*pictures).item())
+        values.append(build_perceptual_loss("squeeze", pretrained=False)(*images).item())
         states.append(torch.equal(torch.random.get_rng_state(), before))
     assert values[0] == values[1] != 0
     assert states == [True, True]
@@ -125,23 +126,27 @@ def test_the_perceptual_network_is_frozen_and_passes_gradients_on():
     assert reconstruction.grad.abs().sum() > 0
 
 
-def test_the_terms_of_a_reconstruction_are_given_unweighted():
+def test_the_terms_of_a_reconstruction_are_given_unweighted_and_added_by_their_weights(
+    make_vision_tokenizer, arguments
+):
+    args = arguments(quantization_weight=0.5, entropy_weight=0.1, squared_error_weight=2.0, adversarial_weight=0.0)
     pixels, reconstruction = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.25)
     quantized = IBQQuantizerOutput(
         embeddings=None, codes=None, quantization_loss=torch.tensor(2.0), entropy_loss=torch.tensor(-3.0)
     )
-    losses = reconstruction_losses(pixels, reconstruction, quantized)
-    assert {name: value.item() for name, value in losses.items()} == {
-        "reconstruction": 0.25,
-        "squared_error": 0.0625,
-        "quantization": 2.0,
-        "entropy": -3.0,
+    loss, figures = VQLoss(make_vision_tokenizer(), args)(pixels, reconstruction, quantized, step=0)
+    assert {name: value.item() for name, value in figures.items()} == {
+        "reconstruction_loss": 0.25,
+        "squared_error_loss": 0.0625,
+        "quantization_loss": 2.0,
+        "entropy_loss": -3.0,
+        "vq_loss": loss.item(),
     }
+    assert loss.item() == pytest.approx(0.25 + 2 * 0.0625 + 0.5 * 2.0 - 0.1 * 3.0)
 
 
 @pytest.mark.parametrize(
     ("counts", "usage", "perplexity"), [([3, 3, 0, 0], 0.5, 2.0), ([5, 5, 5, 5], 1.0, 4.0), ([7, 0, 0, 0], 0.25, 1.0)]
 )
 def test_use_of_the_codebook(counts, usage, perplexity):
-    statistics = codebook_statistics(torch.tensor(counts))
-    assert statistics == {"codebook_usage": usage, "codebook_perplexity": pytest.approx(perplexity)}
+    assert codebook_use(torch.tensor(counts)) == (usage, pytest.approx(perplexity))

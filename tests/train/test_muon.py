@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.muon import MuonAdamW, hidden_matrices, orthogonalize, split_for_muon
+from ett.train.muon import MuonAdamW, hidden_matrices, orthogonalize, split_for_muon
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 12, 40), (2, 40, 12)])

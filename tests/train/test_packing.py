@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from train import ETTCollator, PreparedDataset, SceneExamples, train_only
-from train.data import pack
+from ett.data_ett import pack
+from ett.train import ETTCollator, PreparedDataset, SceneExamples, train_only
 
 from .trainers import make_trainer, snapshot
 
@@ -43,7 +43,7 @@ def test_packed_drawings_train_as_padded_ones(make_model, arguments, make_items)
         train_only(model, ["visual_head", "projector"])
         before = snapshot(model)
         args = arguments(max_steps=1, per_device_train_batch_size=4, optim="sgd", learning_rate=1.0, max_grad_norm=0)
-        trainer = make_trainer(model, args, make_items(codes=True), is_drawing=True)
+        trainer = make_trainer(model, args, make_items(codes=True), predicts_codes=True)
         trainer.data_collator.packed_length = packed_length
         trainer.train()
         updates.append({name: before[name] - value for name, value in model.state_dict().items()})

@@ -9,11 +9,11 @@ import yaml
 from typer.testing import CliRunner
 
 import ett.cli
-from train import load_recipe, train_only
-from train.models.building import build_model
-from train.objective.discriminator import PatchDiscriminator
-from train.planning.footprint import peak_bytes
-from train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
+from ett.train import load_recipe, train_only
+from ett.train.models.building import build_model
+from ett.train.objective.discriminator import PatchDiscriminator
+from ett.train.planning.footprint import peak_bytes
+from ett.train.planning.plan import MOST_COUNTED, count_examples, model_without_weights, plan_recipe
 
 TOKENIZER = (
     "model.vision_tokenizer={down_block_types: [DownEncoderBlock2D, DownEncoderBlock2D], "
@@ -191,7 +191,7 @@ def test_steps_leave_out_the_last_batch_where_it_is_dropped():
     assert plan_recipe("demo_language", overrides).steps == 8
 
 
-def test_tokens_are_the_pictures_and_those_the_text_is_taken_to_have(model_folder):
+def test_tokens_are_the_images_and_those_the_text_is_taken_to_have(model_folder):
     plan = plan_recipe("stage3_chat", [f"model.path={model_folder}", *SMALL], text_tokens=20)
     assert plan.positions == 16 + 2 + 20
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
 
 from .processes import in_one_piece
 

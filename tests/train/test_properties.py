@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
-from train import ETTTrainingArguments, FolderExamples, available_recipes, load_recipe
-from train.data.captions import caption_text
-from train.data.conversations import read_conversation
-from train.field_types import CHOICES, RANGES, field_hints
-from train.models.adapters import merge_folder
-from train.recipes import TRAINING_FIELDS, DataSection, LoraSection, ModelSection
+from ett.data_ett.captions import caption_text
+from ett.data_ett.conversations import read_conversation
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
+from ett.train import ETTTrainingArguments, FolderExamples, available_recipes, load_recipe
+from ett.train.field_types import CHOICES, RANGES, field_hints
+from ett.train.models.adapters import merge_folder
+from ett.train.recipes import TRAINING_FIELDS, DataSection, LoraSection, ModelSection
 
 from .test_adapters import MAPS, shaken
 from .test_text_encoding import IMAGE, assert_begins, assert_one_bos, chat_ids, ids_of, make_processor, prepare

@@ -6,11 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from train import load_recipe, run_recipe
-from train.models.building import build_model
-from train.models.quantization import check_quantization
-from train.planning.plan import plan_recipe
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.train import load_recipe, run_recipe
+from ett.train.models.building import build_model
+from ett.train.models.quantization import check_quantization
+from ett.train.planning.plan import plan_recipe
 
 from .test_run import TINY
 
@@ -115,7 +115,7 @@ def test_what_4_bits_cannot_be_combined_with_is_an_error(change, message):
 
 
 def test_without_bitsandbytes_it_is_told_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("train.models.quantization.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("ett.train.models.quantization.is_bitsandbytes_available", lambda: False)
     recipe = load_recipe("lora_gen", ["model.path=somewhere", *SETTINGS])
     with pytest.raises(ValueError, match=r"pip install ett\[bitsandbytes\]"):
         check_quantization(recipe)

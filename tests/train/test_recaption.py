@@ -1,4 +1,4 @@
-"""New captions for a data set: by any model, resumable, and ready to be learned from."""
+"""New captions for a dataset: by any model, resumable, and ready to be learned from."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from transformers import (
 from typer.testing import CliRunner
 
 from ett.cli import app
-from processing_ett import ETTProcessor, build_word_tokenizer
-from train import FolderExamples
-from train.data import recaption as module
-from train.data.recaption import Captioner, Recaptioning, recaption
-from train.data.shards import Part, Skipped
+from ett.data_ett import recaption as module
+from ett.data_ett.recaption import Captioner, Recaptioning, recaption
+from ett.data_ett.shards import Part, Skipped
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.train import FolderExamples
 
 WORDS = "describe the image . a red blue circle square is what color ?".split()
 
@@ -80,20 +80,20 @@ def llava_model(tmp_path):
     return str(tmp_path / "llava")
 
 
-def picture(seed):
+def image(seed):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8))
 
 
 @pytest.fixture
 def source(tmp_path):
-    """Five pictures with captions and a number, of which the third is none."""
-    folder = tmp_path / "pictures"
+    """Five images with captions and a number, of which the third is none."""
+    folder = tmp_path / "images"
     folder.mkdir()
     lines = []
     for number in range(5):
-        picture(number).save(folder / f"{number}.png")
+        image(number).save(folder / f"{number}.png")
         lines.append(f'{{"file_name": "{number}.png", "text": "old {number}", "number": {number}}}')
-    (folder / "2.png").write_bytes(b"no picture")
+    (folder / "2.png").write_bytes(b"no image")
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return str(folder)
 
@@ -102,10 +102,10 @@ def written(folder):
     return datasets.load_dataset(str(folder), split="train")
 
 
-def alone(model, pictures, **options):
-    """What the model says of each picture, with nothing else in the batch."""
+def alone(model, images, **options):
+    """What the model says of each image, with nothing else in the batch."""
     captioner = Captioner(model, device="cpu", **{"max_new_tokens": 5, **options})
-    return [captioner.describe([[picture]])[0] for picture in pictures]
+    return [captioner.describe([[image]])[0] for image in images]
 
 
 @pytest.fixture(params=["ett_model", "llava_model"])
@@ -119,10 +119,10 @@ def test_a_data_set_is_written_with_new_captions_and_all_else_it_holds(model, so
     numbers = [0, 1, 3, 4]
     assert rows["number"][:] == numbers
     assert rows["original_text"][:] == [f"old {number}" for number in numbers]
-    assert rows["text"][:] == alone(model, [picture(number) for number in numbers])
+    assert rows["text"][:] == alone(model, [image(number) for number in numbers])
     assert len(set(rows["text"][:])) > 1
-    assert [np.asarray(image).tolist() for image in rows["image"]] == [
-        np.asarray(picture(number)).tolist() for number in numbers
+    assert [np.asarray(shown).tolist() for shown in rows["image"]] == [
+        np.asarray(image(number)).tolist() for number in numbers
     ]
     assert [entry["row"] for entry in report.skipped] == [2]
     assert report.skipped[0]["name"].endswith("2.png") and "not an image" in report.skipped[0]["reason"]
@@ -132,8 +132,8 @@ def test_the_output_is_a_source_of_data(ett_model, source, tmp_path):
     recaption(source, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
     examples = FolderExamples(str(tmp_path / "out"), "caption")
     assert len(examples) == 4
-    assert examples[0]["text"] == alone(ett_model, [picture(0)])[0]
-    assert np.array_equal(np.asarray(examples[0]["images"][0]), np.asarray(picture(0)))
+    assert examples[0]["text"] == alone(ett_model, [image(0)])[0]
+    assert np.array_equal(np.asarray(examples[0]["images"][0]), np.asarray(image(0)))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -169,40 +169,40 @@ def test_captions_are_sampled_by_the_seed(ett_model, source, tmp_path):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_pictures_that_are_files_named_by_the_data_come_into_the_output(ett_model, source, tmp_path):
+def test_images_that_are_files_named_by_the_data_come_into_the_output(ett_model, source, tmp_path):
     lines = [f'{{"image": "{number}.png", "text": "old"}}' for number in range(2)]
     (Path(source) / "rows.json").write_text("\n".join(lines))
     path = str(Path(source) / "rows.json")
     recaption(path, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
-    for number, image in enumerate(written(tmp_path / "out")["image"]):
-        assert np.array_equal(np.asarray(image), np.asarray(picture(number)))
+    for number, shown in enumerate(written(tmp_path / "out")["image"]):
+        assert np.array_equal(np.asarray(shown), np.asarray(image(number)))
 
 
 def test_images_by_url_come_into_the_output(ett_model, source, tmp_path, monkeypatch):
     content = (Path(source) / "1.png").read_bytes()
-    monkeypatch.setattr("processing_ett.image_processing_ett._fetch", lambda url: content)
+    monkeypatch.setattr("ett.processing_ett.image_reading_ett._fetch", lambda url: content)
     (Path(source) / "rows.json").write_text('{"image": "https://example.com/1.png"}')
     path = str(Path(source) / "rows.json")
     recaption(path, tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
-    assert np.array_equal(np.asarray(written(tmp_path / "out")["image"][0]), np.asarray(picture(1)))
+    assert np.array_equal(np.asarray(written(tmp_path / "out")["image"][0]), np.asarray(image(1)))
 
 
-def test_pictures_without_captions_get_them(ett_model, tmp_path):
+def test_images_without_captions_get_them(ett_model, tmp_path):
     (tmp_path / "bare").mkdir()
-    picture(0).save(tmp_path / "bare" / "0.png")
+    image(0).save(tmp_path / "bare" / "0.png")
     recaption(str(tmp_path / "bare"), tmp_path / "out", ett_model, max_new_tokens=5, device="cpu", progress=False)
     assert set(written(tmp_path / "out").column_names) == {"image", "text"}
 
 
-def test_a_rows_pictures_are_described_together_and_a_row_without_one_is_left_out(ett_model):
+def test_a_rows_images_are_described_together_and_a_row_without_one_is_left_out(ett_model):
     features = datasets.Features({"image": datasets.List(datasets.Image(decode=False))})
     decoded = datasets.Features({"image": datasets.List(datasets.Image())})
-    rows = datasets.Dataset.from_dict({"image": [[picture(0), picture(1)], []]}, features=decoded).cast(features)
+    rows = datasets.Dataset.from_dict({"image": [[image(0), image(1)], []]}, features=decoded).cast(features)
     captioner = Captioner(ett_model, max_new_tokens=5, device="cpu")
     work = Recaptioning(rows, captioner)
     described, left_out = work.make_rows(range(2))
-    assert described["text"] == captioner.describe([[picture(0), picture(1)]])[0]
-    assert left_out == Skipped("row 1", "It has no picture.")
+    assert described["text"] == captioner.describe([[image(0), image(1)]])[0]
+    assert left_out == Skipped("row 1", "It has no image.")
     assert work.features == {**decoded, "text": datasets.Value("string")}
 
 
@@ -217,12 +217,12 @@ def test_a_model_that_follows_no_chat_is_an_error(llava_model):
     processor.chat_template = None
     processor.save_pretrained(llava_model)
     (Path(llava_model) / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match=r"cannot describe pictures: its processor has no chat template; choose"):
+    with pytest.raises(ValueError, match=r"cannot describe images: its processor has no chat template; choose"):
         Captioner(llava_model)
 
 
 def test_a_missing_model_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match="'nobody/nothing' cannot describe pictures"):
+    with pytest.raises(ValueError, match="'nobody/nothing' cannot describe images"):
         Captioner("nobody/nothing")
 
 
@@ -231,5 +231,5 @@ def test_the_command_writes_a_data_set_and_says_how_fast(ett_model, source, tmp_
     result = CliRunner().invoke(app, ["recaption", source, str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     assert f"Wrote {tmp_path / 'out'}: 4 rows, 1 skipped." in result.output
-    assert "pictures/s" in result.output
+    assert "images/s" in result.output
     assert len(written(tmp_path / "out")) == 4

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from train.arguments import ETTTrainingArguments
-from train.planning.recipe_reference import recipe_reference
-from train.recipes import RECIPES, DataSection, LoraSection, ModelSection
+from ett.train.arguments import ETTTrainingArguments
+from ett.train.planning.recipe_reference import recipe_reference
+from ett.train.recipes import RECIPES, DataSection, LoraSection, ModelSection
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
@@ -19,7 +19,7 @@ def lines_of(heading: str) -> dict[str, str]:
 
 
 def test_the_page_is_current():
-    command = "python -m train.planning.recipe_reference > docs/recipes.md"
+    command = "python -m ett.train.planning.recipe_reference > docs/recipes.md"
     assert PAGE.read_text(encoding="utf-8") == recipe_reference(), f"the page is out of date: {command}"
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from train import ETTTrainingArguments, available_recipes, load_recipe
-from train.arguments import accumulation_steps
-from train.consistency import check_recipe
-from train.data import TASKS
-from train.recipes import PARTS, TRAINING_FIELDS
+from ett.data_ett import TASKS
+from ett.train import ETTTrainingArguments, available_recipes, load_recipe
+from ett.train.arguments import accumulation_steps
+from ett.train.consistency import check_recipe
+from ett.train.recipes import PARTS, TRAINING_FIELDS
 
 
 @pytest.mark.parametrize("name", available_recipes())
@@ -349,7 +349,7 @@ def test_every_field_of_the_packages_recipes_has_an_effect(name, caplog):
         ("stage2_semantic", "data.independent_turns=true", "data.independent_turns has no effect here: task caption"),
         ("stage2_semantic", "data.shuffle_rows=5", "data.shuffle_rows has no effect here: only streamed data"),
         ("stage2_semantic", "model.linear_start=true", "model.linear_start has no effect here: only the tokenizer's"),
-        ("stage2_semantic", "model.codebook_pictures=5", "model.codebook_pictures has no effect here: the codebook"),
+        ("stage2_semantic", "model.codebook_images=5", "model.codebook_images has no effect here: the codebook"),
         ("stage2_semantic", "model.vision_tokenizer=other", "model.vision_tokenizer has no effect here: the model"),
         ("stage2_semantic", "model.language_model=other", "model.language_model has no effect here: the model"),
     ],
@@ -361,7 +361,7 @@ def test_a_field_without_an_effect_is_an_error_that_names_it(name, override, mes
 
 
 def test_a_tool_for_curves_that_is_not_installed_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("train.consistency.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("ett.train.consistency.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed: pip install wandb, or"):
         check_recipe(load_recipe("stage2_semantic", ["training.report_to=wandb"]))
 

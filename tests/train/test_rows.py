@@ -1,4 +1,4 @@
-"""Where examples come from: files of every form, columns of every name, pictures by file name and in tars."""
+"""Where examples come from: files of every form, columns of every name, images by file name and in tars."""
 
 import io
 import itertools
@@ -9,12 +9,13 @@ import datasets
 import pytest
 from PIL import Image
 
-from processing_ett import ETTImageProcessor
-from train import FolderExamples, PreparedDataset, load_recipe, run_recipe
-from train.data import MixedExamples, SceneExamples, build_examples
-from train.data.mixture import shares
-from train.data.rows import open_rows
-from train.data.skipped import MissingDataError
+from ett.data_ett import MixedExamples, SceneExamples
+from ett.data_ett.mixture import shares
+from ett.data_ett.rows import open_rows
+from ett.data_ett.skipped import MissingDataError
+from ett.processing_ett import ETTImageProcessor
+from ett.train import FolderExamples, PreparedDataset, load_recipe, run_recipe
+from ett.train.examples import build_examples
 
 from .trainers import make_trainer
 
@@ -25,23 +26,23 @@ def png(red):
     return content.getvalue()
 
 
-def red(picture):
-    return picture.getpixel((0, 0))[0]
+def red(image):
+    return image.getpixel((0, 0))[0]
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of five pictures, `0.png` to `4.png`, with their numbers for their reds."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """A folder of five images, `0.png` to `4.png`, with their numbers for their reds."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(5):
         (folder / f"{number}.png").write_bytes(png(number))
     return folder
 
 
-def test_a_folder_may_have_the_name_of_a_format(pictures, monkeypatch):
-    pictures.rename(pictures.with_name("parquet"))
-    monkeypatch.chdir(pictures.parent)
+def test_a_folder_may_have_the_name_of_a_format(images, monkeypatch):
+    images.rename(images.with_name("parquet"))
+    monkeypatch.chdir(images.parent)
     assert [red(FolderExamples("parquet", "reconstruction")[index]["images"][0]) for index in range(5)] == [
         0,
         1,
@@ -63,86 +64,86 @@ def llava(value, answer="Red.", **more):
 # JSON
 
 
-def test_llavas_json_names_its_pictures_and_mixes_rows_of_none_one_and_several(pictures):
+def test_llavas_json_names_its_images_and_mixes_rows_of_none_one_and_several(images):
     rows = [
         llava("<image>\nWhat?", image="0.png"),
         llava("<image><image>\nWhich?", image=["1.png", "2.png"]),
         llava("Hello."),
     ]
-    (pictures / "llava.json").write_text(json.dumps(rows))
-    examples = FolderExamples(str(pictures / "llava.json"), "chat")
+    (images / "llava.json").write_text(json.dumps(rows))
+    examples = FolderExamples(str(images / "llava.json"), "chat")
     read = [examples[index] for index in range(3)]
-    assert [[red(picture) for picture in example["images"]] for example in read] == [[0], [1, 2], []]
+    assert [[red(image) for image in example["images"]] for example in read] == [[0], [1, 2], []]
     assert [example["name"] for example in read] == ["0.png", "1.png", "row 2"]
     assert read[0]["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
 
 
-def test_messages_with_a_list_of_images_are_read_too(pictures):
+def test_messages_with_a_list_of_images_are_read_too(images):
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Red."}]
-    path = write_lines(pictures / "chat.jsonl", [{"images": ["3.png"], "messages": messages}])
-    assert [red(picture) for picture in FolderExamples(path, "chat")[0]["images"]] == [3]
+    path = write_lines(images / "chat.jsonl", [{"images": ["3.png"], "messages": messages}])
+    assert [red(image) for image in FolderExamples(path, "chat")[0]["images"]] == [3]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_names_of_pictures_may_be_relative_to_another_folder(pictures, tmp_path, streaming):
+def test_names_of_images_may_be_relative_to_another_folder(images, tmp_path, streaming):
     path = write_lines(tmp_path / "captions.jsonl", [{"image": "4.png", "text": "red"}])
-    overrides = [f"data.source={path}", f"data.image_folder={pictures}", f"data.streaming={streaming}"]
+    overrides = [f"data.source={path}", f"data.image_folder={images}", f"data.streaming={streaming}"]
     recipe = load_recipe("stage2_semantic", [*overrides, "training.max_steps=1"])
     examples = build_examples(recipe, 0)
     example = next(examples.read(0, 1))[0] if streaming else examples[0]
-    assert [red(picture) for picture in example["images"]] == [4]
+    assert [red(image) for image in example["images"]] == [4]
 
 
-def test_an_image_folder_that_is_none_is_an_error(pictures):
+def test_an_image_folder_that_is_none_is_an_error(images):
     with pytest.raises(ValueError, match=r"data\.image_folder is 'absent', which is no folder"):
-        open_rows(str(pictures), "reconstruction", image_folder="absent")
+        open_rows(str(images), "reconstruction", image_folder="absent")
 
 
-def test_a_missing_picture_is_skipped_and_named(pictures):
-    path = write_lines(pictures / "a.jsonl", [{"image": name, "text": "red"} for name in ("absent.png", "1.png")])
+def test_a_missing_image_is_skipped_and_named(images):
+    path = write_lines(images / "a.jsonl", [{"image": name, "text": "red"} for name in ("absent.png", "1.png")])
     examples = FolderExamples(path, "caption")
     assert red(examples[0]["images"][0]) == 1
     assert list(examples.skipped) == ["absent.png"] and "is missing" in examples.skipped["absent.png"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_image_that_was_listed_and_is_gone_is_an_error(pictures, streaming):
-    overrides = [f"data.source={pictures}", f"data.streaming={streaming}", "training.max_steps=1"]
+def test_an_image_that_was_listed_and_is_gone_is_an_error(images, streaming):
+    overrides = [f"data.source={images}", f"data.streaming={streaming}", "training.max_steps=1"]
     examples = build_examples(load_recipe("tokenizer", overrides), 0)
-    (pictures / "1.png").unlink()
+    (images / "1.png").unlink()
     with pytest.raises(MissingDataError, match=r"1\.png' was there when training began and is missing now; put it"):
         list(itertools.islice(examples.read(0, 1), 5)) if streaming else examples[1]
 
 
-def test_an_image_that_only_a_table_of_metadata_names_is_skipped(pictures):
-    write_lines(pictures / "metadata.jsonl", [{"file_name": f"{number}.png", "text": "red"} for number in (9, 1)])
-    examples = FolderExamples(str(pictures), "caption")
+def test_an_image_that_only_a_table_of_metadata_names_is_skipped(images):
+    write_lines(images / "metadata.jsonl", [{"file_name": f"{number}.png", "text": "red"} for number in (9, 1)])
+    examples = FolderExamples(str(images), "caption")
     assert red(examples[0]["images"][0]) == 1
-    assert list(examples.skipped) == [str(pictures / "9.png")]
+    assert list(examples.skipped) == [str(images / "9.png")]
 
 
-def test_a_folder_of_images_that_is_gone_is_an_error(pictures, tmp_path):
+def test_a_folder_of_images_that_is_gone_is_an_error(images, tmp_path):
     path = write_lines(tmp_path / "captions.jsonl", [{"image": "4.png", "text": "red"}])
-    examples = FolderExamples(path, "caption", image_folder=str(pictures))
-    pictures.rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingDataError, match=r"pictures' was there when training began"):
+    examples = FolderExamples(path, "caption", image_folder=str(images))
+    images.rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingDataError, match=r"images' was there when training began"):
         examples[0]
 
 
-def test_conversations_that_do_not_fit_are_skipped_unless_all_of_the_first_are_such(pictures):
+def test_conversations_that_do_not_fit_are_skipped_unless_all_of_the_first_are_such(images):
     good, bad = llava("<image>\nWhat?", image="0.png"), llava("What?", image="1.png")
     with pytest.raises(ValueError, match=r"1\.png: The conversation has 0 placeholders <image> and the row has 1"):
-        FolderExamples(write_lines(pictures / "all.jsonl", [bad, bad]), "chat")
+        FolderExamples(write_lines(images / "all.jsonl", [bad, bad]), "chat")
     for number in (1, 100):
-        examples = FolderExamples(write_lines(pictures / f"{number}.jsonl", [good] * number + [bad]), "chat")
+        examples = FolderExamples(write_lines(images / f"{number}.jsonl", [good] * number + [bad]), "chat")
         assert examples[number]["name"] == "0.png"
         assert list(examples.skipped) == ["1.png"]
 
 
-def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(pictures):
+def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(images):
     rows = [{"image": f"{number}.png", "text": ["a", "b", "c"]} for number in range(5)] * 4
-    path = write_lines(pictures / "captions.jsonl", rows)
+    path = write_lines(images / "captions.jsonl", rows)
     drawn = [FolderExamples(path, "caption", seed=seed)[index]["text"] for seed in range(6) for index in range(5)]
     assert set(drawn) == {"a", "b", "c"}
     again = FolderExamples(path, "caption", seed=2)
@@ -154,7 +155,7 @@ def test_of_several_captions_one_is_drawn_the_same_in_every_epoch(pictures):
 # Other files
 
 
-def test_parquet_holds_its_pictures(tmp_path):
+def test_parquet_holds_its_images(tmp_path):
     rows = {"image": [{"bytes": png(9), "path": None}], "text": ["red"]}
     parquet = tmp_path / "one.parquet"
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False)).to_parquet(parquet)
@@ -164,7 +165,7 @@ def test_parquet_holds_its_pictures(tmp_path):
 
 def test_a_file_of_another_kind_is_an_error_that_names_those_there_are(tmp_path):
     (tmp_path / "notes.docx").write_text("mine")
-    with pytest.raises(ValueError, match=r"is no file that is read as a data set; expected one of \.json, \.jsonl"):
+    with pytest.raises(ValueError, match=r"is no file that is read as a dataset; expected one of \.json, \.jsonl"):
         FolderExamples(str(tmp_path / "notes.docx"), "caption")
 
 
@@ -180,7 +181,7 @@ def write_tar(path, members):
     return str(path)
 
 
-def test_a_tars_picture_may_have_any_suffix_and_its_text_stands_under_txt(tmp_path):
+def test_a_tars_image_may_have_any_suffix_and_its_text_stands_under_txt(tmp_path):
     members = {"a/1.PNG": png(1), "a/1.txt": b"one", "a/2.jpg": png(2), "a/2.txt": b"two", "a/2.json": b"{}"}
     examples = FolderExamples(write_tar(tmp_path / "a.tar", members), "caption")
     read = [examples[index] for index in range(2)]
@@ -254,7 +255,7 @@ def test_a_cut_off_tar_is_read_as_far_as_it_goes_and_named(tmp_path):
     assert "cut off within '2.png'" in examples.skipped[path]
 
 
-def test_a_corrupt_picture_of_a_tar_is_skipped_and_named(tmp_path):
+def test_a_corrupt_image_of_a_tar_is_skipped_and_named(tmp_path):
     path = write_tar(tmp_path / "a.tar", {"1.png": b"nothing", "1.txt": b"one", "2.png": png(2), "2.txt": b"two"})
     examples = FolderExamples(path, "caption")
     assert examples[0]["text"] == "two" and list(examples.skipped) == ["1"]
@@ -290,9 +291,9 @@ def test_shares_are_whole_numbers_that_add_up():
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_recipe_mixes_sources_each_with_columns_of_its_own(pictures, tmp_path, streaming):
-    one = write_lines(pictures / "one.jsonl", [{"image": "1.png", "title": "red"}])
-    two = write_lines(pictures / "two.jsonl", [{"photo": "2.png", "text": "blue"}])
+def test_a_recipe_mixes_sources_each_with_columns_of_its_own(images, tmp_path, streaming):
+    one = write_lines(images / "one.jsonl", [{"image": "1.png", "title": "red"}])
+    two = write_lines(images / "two.jsonl", [{"photo": "2.png", "text": "blue"}])
     recipe = load_recipe(
         "stage2_semantic",
         [

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
-from train import ETTTrainer, run_recipe
-from train.checkpointing.checkpoints import CheckpointError
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
+from ett.train import ETTTrainer, run_recipe
+from ett.train.checkpointing.checkpoints import CheckpointError
 
 TINY = [
     "data.source=scenes",
@@ -122,8 +122,8 @@ def test_the_chat_model_answers_and_the_drawing_model_draws(stages):
     model = AutoModelForImageTextToText.from_pretrained(stages["gen"])
     processor = AutoProcessor.from_pretrained(stages["gen"])
     codes = model.generate(**processor.prepare_drawing(["a red circle", "a circle"]), generation_mode="image")
-    pictures = processor.post_process_images(model.decode_image_tokens(codes))
-    assert [picture.size for picture in pictures] == [(16, 16)] * 2
+    images = processor.post_process_images(model.decode_image_tokens(codes))
+    assert [image.size for image in images] == [(16, 16)] * 2
 
 
 def test_the_index_baseline_goes_the_same_road(stages, tmp_path):
@@ -144,7 +144,7 @@ def test_the_record_tells_how_a_folder_was_made(stages):
     assert told["recipe"]["task"] == "caption"
     assert told["recipe"]["training"]["alpha"] == 0.25
     assert told["steps"] == 2 and told["seconds"] > 0
-    assert told["data"].startswith("8 scenes of the embedded data set")
+    assert told["data"].startswith("8 scenes of the embedded dataset")
     assert {part for part, entry in told["parts"].items() if entry["trained"]} == {
         "vision_tokenizer",
         "projector",
@@ -218,7 +218,7 @@ def test_a_new_discriminator_that_never_learned_is_not_kept(tmp_path):
 def test_a_finished_folder_is_left_as_it_is(stages, monkeypatch, caplog):
     monkeypatch.setattr(ETTTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     before = {path: path.stat().st_mtime_ns for path in stages["tokenizer"].rglob("*")}
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         assert run_recipe("demo_tokenizer", TOKENIZER, stages["tokenizer"]) == stages["tokenizer"]
     assert "holds a finished model of this recipe already" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in stages["tokenizer"].rglob("*")} == before
@@ -335,7 +335,7 @@ def test_a_model_folder_of_another_kind_is_an_error(stages, tmp_path):
         run_recipe("demo_tokenizer", [*TINY, f"model.vision_tokenizer={stages['chat']}"], tmp_path / "out")
 
 
-def test_pictures_of_ones_own_train_and_skipped_ones_are_recorded(stages, tmp_path):
+def test_images_of_ones_own_train_and_skipped_ones_are_recorded(stages, tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for index in range(4):

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import ETTCollator, ETTTrainer, train_only
-from train.monitoring.board import put_before_now
-from train.monitoring.samples import draw_sheet, first_pictures, question_of
+from ett.train import ETTCollator, ETTTrainer, train_only
+from ett.train.monitoring.board import put_before_now
+from ett.train.monitoring.samples import draw_sheet, first_images, question_of
 
 FRAME = 2
 MAX_NEW_TOKENS = 6
@@ -18,20 +18,20 @@ MAX_NEW_TOKENS = 6
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
-    monkeypatch.setattr("train.monitoring.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
+    monkeypatch.setattr("ett.train.monitoring.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
 
 
 @pytest.fixture
 def make_trainer(make_vision_tokenizer, arguments, make_items):
     """Makes a trainer of a tokenizer that draws samples each second step, or of another model."""
 
-    def make(model=None, items=None, is_drawing=False, **changes):
+    def make(model=None, items=None, predicts_codes=False, **changes):
         args = arguments(**{"sample_steps": 2, "max_steps": 3, **changes})
         return ETTTrainer(
             model=model or make_vision_tokenizer(),
             args=args,
             train_dataset=items or make_items(),
-            data_collator=ETTCollator(is_drawing=is_drawing),
+            data_collator=ETTCollator(predicts_codes=predicts_codes),
         )
 
     return make
@@ -47,7 +47,7 @@ def make_stage(make_trainer, make_model, make_items):
         train_only(model, ["vision_tokenizer", *frozen[:2]] if stage == "semantic" else frozen)
         items = make_items(codes=codes or stage == "drawing")
         if stage == "drawing":
-            # A prompt of two words, then the picture.
+            # A prompt of two words, then the image.
             items = [{**item, "input_ids": [11, 12 + n, *item["input_ids"][:18]]} for n, item in enumerate(items)]
             items = [{name: item[name] for name in ("input_ids", "image_codes")} for item in items]
         return make_trainer(model, items, stage == "drawing", **changes)
@@ -117,7 +117,7 @@ def test_a_negative_number_of_steps_is_an_error(arguments):
 # Reconstructions
 
 
-def test_a_sheet_has_the_same_pictures_above_and_reconstructions_below(make_trainer, make_items, samples):
+def test_a_sheet_has_the_same_images_above_and_reconstructions_below(make_trainer, make_items, samples):
     trainer, items = make_trainer(), make_items()
     trainer.train()
     for step in (2, 3):
@@ -127,34 +127,34 @@ def test_a_sheet_has_the_same_pictures_above_and_reconstructions_below(make_trai
             left = FRAME + column * (16 + FRAME)
             original = drawn[FRAME : FRAME + 16, left : left + 16]
             assert np.array_equal(original, item["pixel_values"][0].permute(1, 2, 0).numpy())
-    pixels = first_pictures(items, 4)
+    pixels = first_images(items, 4)
     with torch.no_grad():
         last = trainer.model.eval()(pixels[3:]).sample[0].clamp(-1, 1)
     expected = ((last + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(drawn[-16 - FRAME : -FRAME, -16 - FRAME : -FRAME] - expected).max() <= 0.51
 
 
-def test_a_sheet_shows_at_most_eight_pictures(make_items):
-    assert first_pictures(make_items(20), 8).shape == (8, 3, 16, 16)
+def test_a_sheet_shows_at_most_eight_images(make_items):
+    assert first_images(make_items(20), 8).shape == (8, 3, 16, 16)
 
 
 def test_a_sheet_is_of_the_averaged_weights(make_trainer, make_vision_tokenizer, make_items, samples):
     # An average that hardly moves is still that of the initial weights.
     make_trainer(ema_decay=1 - 1e-9, learning_rate=1e-2).train()
-    expected = draw_sheet(make_vision_tokenizer(), first_pictures(make_items(), 8)).permute(1, 2, 0).numpy()
+    expected = draw_sheet(make_vision_tokenizer(), first_images(make_items(), 8)).permute(1, 2, 0).numpy()
     assert np.abs(sheet(samples, 3).astype(int) - expected).max() <= 1
 
 
-def test_data_without_pictures_have_no_sheet():
+def test_data_without_images_have_no_sheet():
     with pytest.raises(ValueError, match=r"training data have none; set training\.sample_steps=0"):
-        first_pictures([{"input_ids": [1]}], 8)
+        first_images([{"input_ids": [1]}], 8)
 
 
 # Answers and drawings
 
 
 @pytest.mark.parametrize("codes", [False, True])
-def test_answers_stand_beside_those_of_the_data_below_their_pictures(make_stage, make_items, samples, codes):
+def test_answers_stand_beside_those_of_the_data_below_their_images(make_stage, make_items, samples, codes):
     trainer = make_stage("caption", codes=codes)
     trainer.train()
     assert sheet(samples, 3, "answers").shape == (16 + 2 * FRAME, 4 * (16 + FRAME) + FRAME, 3)
@@ -177,7 +177,7 @@ def test_a_tokenizer_that_learns_in_a_whole_model_is_shown_beside_the_answers(ma
     assert names == ["answers-000001.md", "answers-000001.png", "reconstructions-000001.png"]
 
 
-def test_a_question_ends_before_the_first_answer_and_takes_its_own_pictures(make_model, make_items):
+def test_a_question_ends_before_the_first_answer_and_takes_its_own_images(make_model, make_items):
     one, two = make_items(2)
     item = {
         "input_ids": [*one["input_ids"][:18], 20, 21, 22, 1, *two["input_ids"][:18], 23, 1],
@@ -220,7 +220,7 @@ def test_curves_and_sheets_go_to_tensorboard(make_trainer, board):
     assert [image.step for image in read.Images("reconstructions")] == [2, 3]
 
 
-def test_answers_go_to_tensorboard_as_text_and_pictures(make_stage, board):
+def test_answers_go_to_tensorboard_as_text_and_images(make_stage, board):
     make_stage("caption", report_to="tensorboard", max_steps=2).train()
     read = board()
     assert [image.step for image in read.Images("answers")] == [2]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from train import Recipe, run, train_only
-from train.models.adapters import add_adapter, has_adapter
-from train.recipes import LoraSection
-from train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config, require_shards
+from ett.train import Recipe, run, train_only
+from ett.train.models.adapters import add_adapter, has_adapter
+from ett.train.recipes import LoraSection
+from ett.train.sharding import DEEPSPEED_CONFIGS, check_sharding, find_deepspeed_config, require_shards
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_deepspeed_configuration_that_is_not_there_is_an_error():
 
 
 def test_without_deepspeed_it_is_told_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("train.sharding.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("ett.train.sharding.is_deepspeed_available", lambda: False)
     with pytest.raises(ValueError, match=r"pip install ett\[deepspeed\]; or use training\.fsdp=true"):
         find_deepspeed_config("zero2")
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_deepspeed_configuration_is_found_by_its_name(monkeypatch, stage):
-    monkeypatch.setattr("train.sharding.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("ett.train.sharding.is_deepspeed_available", lambda: True)
     path = find_deepspeed_config(f"zero{stage}")
     assert path == str(DEEPSPEED_CONFIGS / f"zero{stage}.json")
     assert json.loads(Path(path).read_text())["zero_optimization"]["stage"] == stage

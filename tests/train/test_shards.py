@@ -6,7 +6,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from train.data.shards import Part, Skipped, require_shards, write_shards
+from ett.data_ett.shards import Part, Skipped, require_shards, write_shards
 
 FEATURES = datasets.Features({"number": datasets.Value("int64"), "text": datasets.Value("string")})
 
@@ -41,13 +41,13 @@ def test_shards_are_a_data_set_in_the_order_of_its_source(tmp_path):
 def test_rows_that_cannot_be_made_are_left_out_and_named_in_the_manifest(tmp_path):
     def some(numbers):
         for row in make_rows(numbers):
-            yield Skipped(f"picture {row['number']}", "It is torn.") if row["number"] in (1, 5, 6) else row
+            yield Skipped(f"image {row['number']}", "It is torn.") if row["number"] in (1, 5, 6) else row
 
     report = write(tmp_path / "out", make_rows=some)
     assert read(tmp_path / "out")["number"][:] == [0, 2, 3, 4, 7, 8, 9]
     assert report.rows == 7
-    assert report.skipped[0] == {"row": 1, "name": "picture 1", "reason": "It is torn."}
-    assert "7 rows, 3 skipped.\n  picture 1: It is torn." in report.summary()
+    assert report.skipped[0] == {"row": 1, "name": "image 1", "reason": "It is torn."}
+    assert "7 rows, 3 skipped.\n  image 1: It is torn." in report.summary()
     manifest = json.loads((tmp_path / "out" / "manifest" / "train-00001-of-00003.json").read_text())
     assert manifest["rows"] == 2 and manifest["source_rows"] == [4, 8]
     assert [entry["row"] for entry in manifest["skipped"]] == [5, 6]
@@ -63,9 +63,9 @@ def test_a_shard_may_be_left_empty(tmp_path):
 
 def test_rows_of_which_none_can_be_used_are_an_error(tmp_path):
     def none(numbers):
-        return (Skipped(f"picture {number}", "It is torn.") for number in numbers)
+        return (Skipped(f"image {number}", "It is torn.") for number in numbers)
 
-    with pytest.raises(ValueError, match=r"None of the 10 rows can be used; the first, picture 0: It is torn\."):
+    with pytest.raises(ValueError, match=r"None of the 10 rows can be used; the first, image 0: It is torn\."):
         write(tmp_path / "out", make_rows=none)
 
 
@@ -142,15 +142,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_pictures_that_are_files_move_into_the_shards(tmp_path):
+def test_images_that_are_files_move_into_the_shards(tmp_path):
     path = tmp_path / "red.png"
     Image.new("RGB", (3, 2), "red").save(path)
     features = datasets.Features({"image": datasets.Image(decode=False)})
     rows = [{"image": {"path": str(path), "bytes": None}}]
     write_shards(tmp_path / "out", 1, lambda numbers: rows, features, "made.json", {}, progress=False)
     path.unlink()
-    picture = datasets.load_dataset(str(tmp_path / "out"), split="train").cast_column("image", datasets.Image())
-    assert picture[0]["image"].getpixel((0, 0)) == (255, 0, 0)
+    image = datasets.load_dataset(str(tmp_path / "out"), split="train").cast_column("image", datasets.Image())
+    assert image[0]["image"].getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"title": "mine"}'])

@@ -9,9 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from train import ETTTrainer, run, run_recipe
-from train.models.conversion import convert_tokenizer
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.train import ETTTrainer, run, run_recipe
+from ett.train.models.conversion import convert_tokenizer
 
 from .ibq_reference import CODES, make_state, write_checkpoint
 
@@ -98,7 +98,7 @@ def test_a_discriminator_of_another_size_is_an_error_that_says_what_to_set(conve
         (["model.discriminator={folder}/diffusion_pytorch_model.safetensors"], "it is no discriminator of ETT"),
         (["model.linear_start=true"], "would overwrite the weights of '{folder}'; set model.linear_start=false"),
         (["model.codebook_size=0"], "model.codebook_size is 0; expected a whole number above 0"),
-        (["model.codebook_size=8", "model.codebook_pictures=0"], "model.codebook_pictures is 0; expected a whole"),
+        (["model.codebook_size=8", "model.codebook_images=0"], "model.codebook_images is 0; expected a whole"),
     ],
 )
 def test_a_start_that_cannot_be_is_an_error_and_leaves_nothing(converted, tmp_path, changes, message):
@@ -177,13 +177,13 @@ WARNING = "A new discriminator starts beside the trained tokenizer of '{}': let 
 def test_a_new_discriminator_beside_a_trained_tokenizer_is_a_warning(
     converted, at_start, tmp_path, caplog, changes, warned
 ):
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         run_recipe("tokenizer", [*SCENES, f"model.path={converted[0]}", *changes], tmp_path / "out")
     assert (WARNING.format(converted[0]) in caplog.text) == warned
 
 
 def test_a_discriminator_that_continues_is_no_warning(with_discriminator, at_start, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="train.run"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.run"):
         run_recipe("tokenizer", [*SCENES, f"model.path={with_discriminator}"], tmp_path / "out")
     assert "discriminator" not in caplog.text
 

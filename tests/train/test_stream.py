@@ -10,14 +10,14 @@ import datasets
 import pytest
 from PIL import Image
 
-from train import ETTCollator, PreparedDataset
-from train.data import ExampleStream, MixedStream, PreparedStream
-from train.data.choice import build_examples
-from train.data.rows import open_rows
-from train.data.skipped import MissingDataError
-from train.data.stream import DatasetShards, TarShards
-from train.data.stream_loader import StreamLoader
-from train.recipes import load_recipe
+from ett.data_ett import ExampleStream, MixedStream, PreparedStream
+from ett.data_ett.rows import open_rows
+from ett.data_ett.skipped import MissingDataError
+from ett.data_ett.stream import DatasetShards, TarShards
+from ett.train import ETTCollator, PreparedDataset
+from ett.train.examples import build_examples
+from ett.train.recipes import load_recipe
+from ett.train.stream_loader import StreamLoader
 
 from .trainers import changed, make_trainer
 
@@ -31,7 +31,7 @@ def png(red):
 
 
 def write_parquet(folder, sizes):
-    """Shards of so many rows; each row's picture has its number for its red, and for its name."""
+    """Shards of so many rows; each row's image has its number for its red, and for its name."""
     number = itertools.count()
     folder.mkdir(exist_ok=True)
     for shard, size in enumerate(sizes):
@@ -116,7 +116,7 @@ def test_a_reader_goes_on_from_any_position_as_if_it_had_never_stopped(make_stre
         assert names(make_stream(sizes), 1, 2, 15 - done, position) == expected
 
 
-def test_of_a_picture_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
+def test_of_an_image_that_cannot_be_read_the_name_and_reason_are_told_once(tmp_path):
     folder = write_parquet(tmp_path / "data", (4,))
     rows = {"image": [{"bytes": b"nothing", "path": "broken.png"}], "text": ["red"]}
     broken = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image(decode=False))
@@ -135,7 +135,7 @@ def test_a_broken_shard_is_left_and_named_and_the_others_are_read(tmp_path, capl
     whole = (folder / "002.parquet").read_bytes()
     (folder / "002.parquet").write_bytes(whole[:-200])
     stream = ExampleStream(DatasetShards(rows, "data"), reader, 0)
-    with caplog.at_level(logging.WARNING, logger="train.data.skipped"):
+    with caplog.at_level(logging.WARNING, logger="ett.data_ett.skipped"):
         assert set(names(stream, 0, 1, 12)) == {f"{number}.png" for number in range(6)}
     assert list(stream.take_skipped()) == ["shard 2 of data"]
     assert "Only its beginning can be read" in caplog.text
@@ -207,7 +207,7 @@ def test_a_mixed_stream_draws_by_weight_and_goes_on_to_the_last_draw(make_stream
 
 @pytest.fixture
 def make_loader(make_stream, processor):
-    """Makes a loader of batches of two, each the pictures' reds."""
+    """Makes a loader of batches of two, each the images' reds."""
 
     def make(workers=0, rank=0, world_size=1, sizes=(5, 5, 5, 5), max_length=4096):
         prepared = PreparedDataset(make_stream(sizes), "caption", processor, max_length=max_length)

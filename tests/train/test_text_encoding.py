@@ -6,13 +6,13 @@ from PIL import Image
 from transformers import AutoProcessor, GenerationConfig
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-from evaluation_ett.common import picture_prompt, tokenize
-from processing_ett import ETTProcessor
-from train import PreparedDataset
-from train.data import IGNORED
-from train.models.building import join
-from train.planning.inspection import show
-from train.recipes import ModelSection
+from ett.data_ett import IGNORED
+from ett.evaluation_ett.common import image_prompt, tokenize
+from ett.processing_ett import ETTProcessor
+from ett.train import PreparedDataset
+from ett.train.models.building import join
+from ett.train.planning.inspection import show
+from ett.train.recipes import ModelSection
 
 from .text_tokenizers import ADDS_BOS, ENDS, TOKENIZERS, byte_pairs, words
 
@@ -80,7 +80,7 @@ def test_of_a_caption_the_prompt_is_the_same_in_training_and_inference(name):
     prompts = [
         ids_of(processor(images=IMAGE)),
         chat_ids(processor, processor.chat_about(IMAGE)),
-        ids_of(tokenize(processor, [picture_prompt(processor, processor.caption_prompt)])),
+        ids_of(tokenize(processor, [image_prompt(processor, processor.caption_prompt)])),
     ]
     for prompt in prompts:
         assert_begins(item["input_ids"], prompt)
@@ -161,7 +161,7 @@ def test_a_template_that_writes_bos_has_one_too(name):
         assert_begins(item["input_ids"], chat_ids(processor, TURNS[:asked]))
     assert_one_bos(processor, name, item["input_ids"])
     caption = prepare(processor, "caption", text="a red circle.", images=[IMAGE])
-    prompt = picture_prompt(processor, processor.caption_prompt)
+    prompt = image_prompt(processor, processor.caption_prompt)
     assert_begins(caption["input_ids"], ids_of(tokenize(processor, [prompt])))
     assert_begins(caption["input_ids"], ids_of(processor(images=IMAGE)))
 

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from modeling_ett.gradient_path import measure_gradient_path
-from train import ETTCollator, ETTTrainingArguments, train_only
-from train.data.preparation import replace_pixels
-from train.trainer import mean_by_name
+from ett.data_ett.preparation import replace_pixels
+from ett.modeling_ett.gradient_path import measure_gradient_path
+from ett.train import ETTCollator, ETTTrainingArguments, train_only
+from ett.train.monitoring.figures import mean_by_name
 
 from .trainers import changed, gradients_after_one_step, make_trainer, one_step, snapshot
 
@@ -42,7 +42,7 @@ def test_every_part_that_trains_moves_and_every_frozen_one_stays(make_model, arg
     model = make_model(**config)
     train_only(model, parts)
     before = snapshot(model)
-    make_trainer(model, arguments(), make_items(**items), is_drawing="drawing" in stage).train()
+    make_trainer(model, arguments(), make_items(**items), predicts_codes="drawing" in stage).train()
     assert changed(before, model) == {name for name in before if belongs(name, parts)}
 
 
@@ -76,7 +76,7 @@ def test_with_everything_frozen_training_is_an_error(make_model, arguments, make
 # The objective
 
 
-def test_accumulation_does_not_change_the_update_of_captions_and_pictures(make_model, arguments, make_items):
+def test_accumulation_does_not_change_the_update_of_captions_and_images(make_model, arguments, make_items):
     items = make_items()
     assert len({len(item["input_ids"]) for item in items}) > 1, "captions of equal length would hide a wrong mean"
     updates = []
@@ -95,20 +95,20 @@ def test_accumulation_does_not_change_the_update_of_drawings(make_model, argumen
         train_only(model, ["visual_head"])
         before = snapshot(model)
         args = one_step(arguments, batch_size, accumulation)
-        make_trainer(model, args, make_items(codes=True), is_drawing=True).train()
+        make_trainer(model, args, make_items(codes=True), predicts_codes=True).train()
         updates.append(before["visual_head.weight"] - model.state_dict()["visual_head.weight"])
     assert updates[0].abs().max() > 1e-3
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-5, atol=1e-5)
 
 
-def test_drawing_from_pixels_is_drawing_from_their_codes(make_model, arguments, make_items):
+def test_drawing_from_pixels_predicts_codes_from_their_codes(make_model, arguments, make_items):
     updates, losses = [], []
     for has_codes in (False, True):
         model, items = make_model(), make_items()
         train_only(model, ["visual_head", "projector"])
         if has_codes:
             replace_pixels(items, model.model.vision_tokenizer.eval())
-        before, trainer = snapshot(model), make_trainer(model, one_step(arguments, 2, 2), items, is_drawing=True)
+        before, trainer = snapshot(model), make_trainer(model, one_step(arguments, 2, 2), items, predicts_codes=True)
         trainer.train()
         updates.append({name: before[name] - value for name, value in model.state_dict().items()})
         losses.append(trainer.state.log_history[0]["drawing_loss"])
@@ -154,10 +154,11 @@ def test_under_bfloat16_all_losses_of_the_tokenizer_are_in_single_precision(make
     model = make_model()
     train_only(model, ["vision_tokenizer", "projector", "language_model"])
     trainer = make_trainer(model, arguments(bf16=True, max_steps=1, per_device_train_batch_size=4), make_items())
-    vq_loss, trainer._vq_loss = trainer._vq_loss, lambda *inputs: seen.update(inputs=inputs) or vq_loss(*inputs)
+    vq_loss, trainer.vq_loss = trainer.vq_loss, lambda *inputs: seen.update(inputs=inputs) or vq_loss(*inputs)
+    trainer.vq_loss.perceptual = None
     record, trainer._record = trainer._record, lambda name, value: seen.update({name: value}) or record(name, value)
     trainer.train()
-    pixels, reconstruction, quantized = seen.pop("inputs")
+    pixels, reconstruction, quantized, *_ = seen.pop("inputs")
     assert pixels.dtype == reconstruction.dtype == torch.float32
     assert torch.equal(reconstruction, reconstruction.bfloat16().float()), "the networks are in half precision"
     assert quantized.quantization_loss.dtype == quantized.entropy_loss.dtype == torch.float32
@@ -205,10 +206,10 @@ def test_cut_off_from_captions_the_tokenizer_learns_by_alpha_times_the_vq_loss_a
         train_only(model, ["vision_tokenizer", "projector", "language_model"])
         args = one_step(arguments, 4, 1, alpha=0.7, entropy_weight=0.3, caption_gradient_to_tokenizer=kind == "whole")
         trainer = make_trainer(model, args, make_items())
-        trainer._get_num_items_in_batch([batch], args.device)
+        trainer.get_batch_samples(iter([batch]), 1, args.device)
         if kind == "vq loss":
             output = model(**batch, return_reconstruction=True)
-            loss = 0.7 * trainer._vq_loss(batch["pixel_values"], output.reconstruction, output.quantized)
+            loss = 0.7 * trainer.vq_loss(batch["pixel_values"], output.reconstruction, output.quantized, 0)[0]
         else:
             loss = trainer.compute_loss(model, dict(batch))
         loss.backward()
@@ -293,12 +294,12 @@ def test_the_logged_caption_loss_is_a_mean_however_batches_accumulate(make_model
 
 
 def test_logs_of_several_processes_are_means_over_those_that_have_a_value():
-    """One process alone saw a picture."""
+    """One process alone saw an image."""
     records = [{"caption_loss": 1.0}, {"caption_loss": 4.0, "vq_loss": 3.0}]
     assert mean_by_name(records) == {"caption_loss": 2.5, "vq_loss": 3.0}
 
 
-def test_psnr_is_that_of_pictures_between_0_and_1(make_vision_tokenizer, arguments, make_items):
+def test_psnr_is_that_of_images_between_0_and_1(make_vision_tokenizer, arguments, make_items):
     model, items = make_vision_tokenizer(), make_items(2)
     with torch.no_grad():
         pixels = ETTCollator()(items)["pixel_values"]
@@ -340,7 +341,7 @@ def test_the_gradient_path_is_measured_once_a_log_and_changes_nothing(
 ):
     measured = []
     monkeypatch.setattr(
-        "train.monitoring.gradient_path.measure_gradient_path",
+        "ett.train.monitoring.gradient_path.measure_gradient_path",
         lambda *inputs: measured.append(inputs) or measure_gradient_path(*inputs),
     )
     trained = []
@@ -357,7 +358,7 @@ def test_a_closed_gradient_path_is_warned_of_once_with_the_remedies(
     make_vision_tokenizer, arguments, make_items, caplog
 ):
     model = make_vision_tokenizer(logit_scale=1e6)
-    with caplog.at_level(logging.WARNING, logger="train.monitoring.gradient_path"):
+    with caplog.at_level(logging.WARNING, logger="ett.train.monitoring.gradient_path"):
         make_trainer(model, arguments(max_steps=3), make_items()).train()
     [warning] = [record.getMessage() for record in caplog.records if "gradient_path/ratio" in record.getMessage()]
     assert "lower model.logit_scale, or with model.straight_through_weight above 0" in warning
@@ -385,9 +386,9 @@ def test_evaluation_gives_the_mean_caption_loss_and_moves_nothing(make_model, ar
 
 def test_evaluation_of_drawing_gives_the_mean_code_loss(make_model, arguments, make_items):
     model, items = make_model(), make_items(codes=True)
-    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), items, is_drawing=True)
+    trainer = make_trainer(model, arguments(per_device_eval_batch_size=4), items, predicts_codes=True)
     with torch.no_grad():
-        expected = model(**ETTCollator(is_drawing=True)(items)).loss.item()
+        expected = model(**ETTCollator(predicts_codes=True)(items)).loss.item()
     assert trainer.evaluate(items)["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -9,14 +9,14 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 import ett  # noqa: F401 - makes the Auto classes know ETT
-import scenes_ett
+from ett import scenes_ett
 from ett.cli import app
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
-from train import read_record, run_recipe
-from train.models.building import new_language_model
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.train import read_record, run_recipe
+from ett.train.models.building import new_language_model
 
-from .tokenized import NUM_PICTURES, picture, tokenize
+from .tokenized import NUM_IMAGES, image, tokenize
 
 TINY = [
     "data.fit=crop",
@@ -74,13 +74,13 @@ def model_folder(tokenizer, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of pictures of several sizes with captions and conversations about them."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """A folder of images of several sizes with captions and conversations about them."""
+    folder = tmp_path / "images"
     folder.mkdir()
     lines = []
-    for number in range(NUM_PICTURES):
-        picture(number).save(folder / f"{number}.png")
+    for number in range(NUM_IMAGES):
+        image(number).save(folder / f"{number}.png")
         text = "a red circle" if number % 2 else "a blue square and a red circle"
         question = [{"type": "image", "text": None}, {"type": "text", "text": "what color is the circle?"}]
         messages = [
@@ -93,8 +93,8 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def codes(pictures, tokenizer, tmp_path):
-    tokenize(pictures, tmp_path / "codes", tokenizer)
+def codes(images, tokenizer, tmp_path):
+    tokenize(images, tmp_path / "codes", tokenizer)
     return tmp_path / "codes"
 
 
@@ -116,17 +116,17 @@ def assert_same_training(first, second):
 
 
 @pytest.mark.parametrize("recipe", ["stage1_alignment", "stage3_chat", "stage3_gen"])
-def test_a_stage_learns_the_same_from_codes_as_from_pixels(recipe, pictures, codes, model_folder, tmp_path):
+def test_a_stage_learns_the_same_from_codes_as_from_pixels(recipe, images, codes, model_folder, tmp_path):
     start = {"path": model_folder}
     if recipe == "stage1_alignment":
         start |= {"language_model": "null", "vision_tokenizer": "null"}
-    first = run(recipe, pictures, start, tmp_path / "from_pixels")
+    first = run(recipe, images, start, tmp_path / "from_pixels")
     second = run(recipe, codes, start, tmp_path / "from_codes")
     assert_same_training(first, second)
     assert read_record(first)["history"][0]["loss"] > 0
 
 
-def test_codes_in_memory_teach_the_same(pictures, codes, model_folder, tmp_path):
+def test_codes_in_memory_teach_the_same(images, codes, model_folder, tmp_path):
     first = run("stage3_chat", codes, {"path": model_folder}, tmp_path / "read")
     second = run("stage3_chat", codes, {"path": model_folder}, tmp_path / "kept", "data.in_memory=true")
     assert_same_training(first, second)
@@ -143,15 +143,15 @@ def test_codes_are_mixed_with_other_codes(codes, model_folder, tmp_path):
     assert read_record(folder)["steps"] == 3
 
 
-def test_codes_are_mixed_with_pictures_in_memory_alone(codes, pictures, model_folder, tmp_path):
-    mixture = f"data.mixture={{one: {{source: {codes}}}, other: {{source: {pictures}}}}}"
-    with pytest.raises(ValueError, match=rf"'{codes}' holds codes and '{pictures}' pictures, .* data.in_memory=true"):
+def test_codes_are_mixed_with_images_in_memory_alone(codes, images, model_folder, tmp_path):
+    mixture = f"data.mixture={{one: {{source: {codes}}}, other: {{source: {images}}}}}"
+    with pytest.raises(ValueError, match=rf"'{codes}' holds codes and '{images}' images, .* data.in_memory=true"):
         run("stage3_chat", "null", {"path": model_folder}, tmp_path / "out", mixture)
     folder = run("stage3_chat", "null", {"path": model_folder}, tmp_path / "out", mixture, "data.in_memory=true")
     assert read_record(folder)["steps"] == 3
 
 
-def test_the_whole_road_from_a_tokenizers_folder_by_the_command_line(pictures, tokenizer_folder, tmp_path):
+def test_the_whole_road_from_a_tokenizers_folder_by_the_command_line(images, tokenizer_folder, tmp_path):
     def command(*arguments):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exit_code == 0, result.stderr
@@ -159,10 +159,10 @@ def test_the_whole_road_from_a_tokenizers_folder_by_the_command_line(pictures, t
 
     for machine in ("0/2", "1/2"):
         written = command(
-            *("tokenize", pictures, tmp_path / "codes", "--model", tokenizer_folder),
+            *("tokenize", images, tmp_path / "codes", "--model", tokenizer_folder),
             *("--shard", machine, "--rows-per-shard", 4, "--batch-size", 3),
         )
-    assert "2 rows, 0 skipped" in written.stdout and "pictures a second" in written.stdout
+    assert "2 rows, 0 skipped" in written.stdout and "images a second" in written.stdout
     fields = ", ".join(f"{name}: {value}" for name, value in LANGUAGE_FIELDS.items())
     start = [f"model.vision_tokenizer={tokenizer_folder}", f"model.language_model={{{fields}}}"]
     command(
@@ -178,11 +178,11 @@ def test_the_whole_road_from_a_tokenizers_folder_by_the_command_line(pictures, t
 @pytest.fixture
 def unloaded(monkeypatch):
     """Makes loading a model an error."""
-    monkeypatch.setattr("train.run.build_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ett.train.run.build_model", lambda *args: pytest.fail("a model was loaded"))
 
 
-def test_codes_of_another_tokenizer_are_refused(pictures, make_vision_tokenizer, model_folder, unloaded, tmp_path):
-    tokenize(pictures, tmp_path / "codes", make_vision_tokenizer(seed=1).eval())
+def test_codes_of_another_tokenizer_are_refused(images, make_vision_tokenizer, model_folder, unloaded, tmp_path):
+    tokenize(images, tmp_path / "codes", make_vision_tokenizer(seed=1).eval())
     with pytest.raises(
         ValueError, match=r"made by 'some/tokenizer' .*\(fingerprint [0-9a-f]{12}\).* would make others"
     ):
@@ -190,9 +190,9 @@ def test_codes_of_another_tokenizer_are_refused(pictures, make_vision_tokenizer,
     assert not (tmp_path / "out").exists()
 
 
-def test_codes_of_pictures_of_another_size_are_refused(pictures, tokenizer, model_folder, unloaded, tmp_path):
-    tokenize(pictures, tmp_path / "codes", tokenizer, size=32)
-    with pytest.raises(ValueError, match=rf"of 32 x 32 pixels .*`ett tokenize {pictures} FOLDER .* --image-size 16`"):
+def test_codes_of_images_of_another_size_are_refused(images, tokenizer, model_folder, unloaded, tmp_path):
+    tokenize(images, tmp_path / "codes", tokenizer, size=32)
+    with pytest.raises(ValueError, match=rf"of 32 x 32 pixels .*`ett tokenize {images} FOLDER .* --image-size 16`"):
         run("stage3_chat", tmp_path / "codes", {"path": model_folder}, tmp_path / "out")
 
 
@@ -205,7 +205,7 @@ def test_a_new_tokenizer_cannot_learn_from_anothers_codes(codes, unloaded, tmp_p
 
 
 @pytest.mark.parametrize("recipe", ["tokenizer", "stage2_semantic"])
-def test_a_stage_that_reconstructs_pictures_is_refused_without_pixels(recipe, codes, model_folder, unloaded, tmp_path):
+def test_a_stage_that_reconstructs_images_is_refused_without_pixels(recipe, codes, model_folder, unloaded, tmp_path):
     with pytest.raises(ValueError, match="no pixels: there is nothing to reconstruct"):
         run(recipe, codes, {"path": model_folder}, tmp_path / "out")
 

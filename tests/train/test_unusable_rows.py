@@ -9,11 +9,11 @@ import re
 import pytest
 from PIL import Image
 
-import train.data.captions
-from train import load_recipe
-from train.data import build_examples
-from train.data.filters import Columns, build_filter
-from train.run import prepare_examples
+import ett.data_ett.captions
+from ett.data_ett.filters import Columns, build_filter
+from ett.train import load_recipe
+from ett.train.examples import build_examples
+from ett.train.run import prepare_examples
 
 ROWS = 112
 
@@ -87,5 +87,5 @@ def test_numbers_have_words():
 
 
 def test_the_example_of_captions_is_true():
-    results = doctest.testmod(train.data.captions)
+    results = doctest.testmod(ett.data_ett.captions)
     assert results.attempted > 0 and results.failed == 0

@@ -2,11 +2,11 @@
 
 import torch
 
-from train import ETTCollator, ETTTrainer
+from ett.train import ETTCollator, ETTTrainer
 
 
-def make_trainer(model, args, items, is_drawing=False, **kwargs):
-    collator = ETTCollator(is_drawing=is_drawing)
+def make_trainer(model, args, items, predicts_codes=False, **kwargs):
+    collator = ETTCollator(predicts_codes=predicts_codes)
     return ETTTrainer(model=model, args=args, train_dataset=items, data_collator=collator, **kwargs)
 
 

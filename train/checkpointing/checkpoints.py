@@ -12,19 +12,16 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import ModelMixin
 from safetensors import SafetensorError
-from torch import nn
-from transformers import Trainer
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..arguments import ETTTrainingArguments
-from ..average import MovingAverage
-from ..models.adapters import has_adapter, load_weights, read_adapter, save_adapter
-from ..objective.adversary import Adversary
 
 logger = logging.getLogger(__name__)
 
@@ -126,68 +123,82 @@ def _surplus(newest: Path, limit: int | None, best: str | None) -> list[Path]:
     return [checkpoint for checkpoint in older if checkpoint not in kept]
 
 
-class CheckpointingTrainer(Trainer):
-    """The trainer's part that keeps a run: [`newest_checkpoint`] finds what it saved, wherever it was interrupted."""
+class CheckpointFolder:
+    """The checkpoints of a run, of which [`newest_checkpoint`] finds the last, wherever the run was interrupted.
 
-    args: ETTTrainingArguments
-    average: MovingAverage | None = None
-    adversary: Adversary | None = None
-    _is_saving = False
-    _last_saved: Path | None = None
+    Args:
+        args ([`ETTTrainingArguments`]): The trainer's own, whose `output_dir` is the run's folder.
+        wait ([`Callable`]): Waits until all processes have called it.
+    """
 
-    # Saving
+    def __init__(self, args: ETTTrainingArguments, wait: Callable[[], None]):
+        self.args, self.wait = args, wait
+        self._last_saved: Path | None = None
 
-    def _get_output_dir(self, trial=None) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, UNFINISHED_NAME) if self._is_saving else folder
+    @property
+    def run(self) -> Path:
+        return Path(self.args.output_dir)
 
-    def _save_checkpoint(self, model: nn.Module, trial=None) -> None:
-        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if checkpoint == self._last_saved:
-            return
-        written = checkpoint.parent / UNFINISHED_NAME / checkpoint.name
-        self._is_saving = True
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is the last that was written here."""
+        return self._last_saved == self._path(step)
+
+    @contextmanager
+    def writing(self, state: TrainerState) -> Iterator[Path]:
+        """Gives the folder in which transformers writes the checkpoint of the present step, and publishes it then.
+
+        Raises:
+            CheckpointError: It could not be written; what was begun is gone.
+        """
+        run, checkpoint = self.run, self._path(state.global_step)
+        written = run / UNFINISHED_NAME / checkpoint.name
         try:
-            super()._save_checkpoint(model, trial)
-            self._correct_best_checkpoint(written, checkpoint)
+            self.args.output_dir = str(written.parent)
+            try:
+                yield written
+            finally:
+                self.args.output_dir = str(run)
+            if state.best_model_checkpoint == str(written):
+                state.best_model_checkpoint = str(checkpoint)
+                if self.args.should_save:
+                    state.save_to_json(str(written / TRAINER_STATE_NAME))
             # Every process has written its part.
-            self.accelerator.wait_for_everyone()
+            self.wait()
             if self.args.should_save:
                 _publish(written, checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
             message = self.describe_failure(written, error)
             shutil.rmtree(written.parent, ignore_errors=True)
             raise CheckpointError(message) from error
-        finally:
-            self._is_saving = False
         self._last_saved = checkpoint
         if self.args.should_save:
-            _rotate(checkpoint, self.args.save_total_limit, self.state.best_model_checkpoint)
+            _rotate(checkpoint, self.args.save_total_limit, state.best_model_checkpoint)
             shutil.rmtree(written.parent, ignore_errors=True)
             self._warn_of_a_full_disk(checkpoint)
         # None goes on, or ends and is missed by its launcher, before the checkpoint has its name.
-        self.accelerator.wait_for_everyone()
+        self.wait()
 
-    def _correct_best_checkpoint(self, written: Path, checkpoint: Path):
-        if self.state.best_model_checkpoint == str(written):
-            self.state.best_model_checkpoint = str(checkpoint)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+    def clear(self, resumed_from: str | None, state: TrainerState):
+        """Deletes what an interrupted save left: its folder, and checkpoints that were to give way to the last."""
+        if resumed_from is not None and Path(resumed_from).parent == self.run:
+            for old in _surplus(Path(resumed_from), self.args.save_total_limit, state.best_model_checkpoint):
+                _discard(old)
+        shutil.rmtree(self.run / UNFINISHED_NAME, ignore_errors=True)
 
     def describe_failure(self, written: Path, error: Exception) -> str:
         """Why a folder could not be written, and what is left to go on from."""
-        files = sorted(
-            (path for path in written.rglob("*") if path.is_file()), key=lambda path: path.stat().st_mtime_ns
-        )
-        run = Path(self.args.output_dir)
-        free = shutil.disk_usage(run).free / GIB
-        whole = newest_checkpoint(run)
+        files = sorted(_files(written), key=lambda path: path.stat().st_mtime_ns)
+        free = shutil.disk_usage(self.run).free / GIB
+        whole = newest_checkpoint(self.run)
         begun = f" (the last file begun is {files[-1].name})" if files else ""
         return (
-            f"{written.name} could not be written{begun}: {error}. '{run}' has {free:.2f} GiB free. "
+            f"{written.name} could not be written{begun}: {error}. '{self.run}' has {free:.2f} GiB free. "
             + (f"{whole.name} is whole" if whole else "There is no earlier checkpoint")
             + "; make room and run again to go on."
         )
+
+    def _path(self, step: int) -> Path:
+        return self.run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
     def _warn_of_a_full_disk(self, checkpoint: Path):
         needed = sum(path.stat().st_size for path in _files(checkpoint))
@@ -200,84 +211,5 @@ class CheckpointingTrainer(Trainer):
                 needed / GIB,
             )
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None:
-            self.average.save(output_dir, self.args.should_save)
-        if self.adversary is not None and self.args.should_save:
-            self.adversary.save(output_dir)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with_adapter = has_adapter(self.model)
-        if not (with_adapter or isinstance(self.model, ModelMixin)):
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            output_dir = output_dir or self.args.output_dir
-            if with_adapter:
-                save_adapter(self.model, output_dir, state_dict)
-            else:
-                self.model.save_pretrained(output_dir)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-
-    # Going on
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if has_adapter(self.model) and not self.is_fsdp_enabled:
-            load_weights(self.model, read_adapter(resume_from_checkpoint))
-        elif isinstance(self.model, ModelMixin):
-            self.model.load_state_dict(type(self.model).from_pretrained(resume_from_checkpoint).state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self):
-        """Loads the weights of the best checkpoint, their moving average and their discriminator. Transformers looks
-        for files that tokenizers and adapters do not have, and knows of no average."""
-        best = self.state.best_model_checkpoint
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not is_sharded and (has_adapter(self.model) or isinstance(self.model, ModelMixin)):
-            self._load_from_checkpoint(best)
-        else:
-            super()._load_best_model()
-        if self.average is not None:
-            self.average.load(best)
-        if self.adversary is not None:
-            self.adversary.load_weights(best)
-
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if self.args.should_save:
-            self._clear(resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.average is not None:
-            self.average.start(self.model)
-            if resume_from_checkpoint is not None:
-                self.average.load(resume_from_checkpoint)
-        return prepared
-
-    def _clear(self, checkpoint: str | None):
-        """Deletes what an interrupted save left: its folder, and checkpoints that were to give way to the last."""
-        run = Path(self.args.output_dir)
-        if checkpoint is not None and Path(checkpoint).parent == run:
-            for old in _surplus(Path(checkpoint), self.args.save_total_limit, self.state.best_model_checkpoint):
-                _discard(old)
-        shutil.rmtree(run / UNFINISHED_NAME, ignore_errors=True)
-
-    def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
-        position = super()._init_training_state(max_steps, *args, **kwargs)
-        # A resumed run logs and saves as often as it is told now.
-        self.state.compute_steps(self.args, max_steps)
-        return position
-
-    def _run_epoch(self, **kwargs) -> None:
-        # From a run's last checkpoint, transformers would take one more step, and begin a stream's epochs for ever.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
-        else:
-            self.control.should_training_stop = True
-
-
-__all__ = [
-    "CheckpointError",
-    "CheckpointingTrainer",
-    "newest_checkpoint",
-]
+__all__ = ["CheckpointError", "CheckpointFolder", "newest_checkpoint"]

@@ -9,7 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import replacing
+from ett.common_ett.files import write_json
+
 from ..recipes import NEW_MODEL, Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ def check_data_size(work: Path, unit: str, size: int):
 
 def write_data_size(work: Path, unit: str, size: int):
     """Notes the size of the data when a run begins."""
-    with replacing(work / DATA_NAME) as temporary:
-        temporary.write_text(json.dumps({unit: size}))
+    write_json(work / DATA_NAME, {unit: size})
 
 
 def _is_unused(folder: Path) -> bool:
@@ -111,7 +111,7 @@ def _normalized(recipe: Recipe) -> dict[str, Any]:
     are left out."""
     values = dataclasses.asdict(recipe)
     values["model"] |= {name: recipe.model.of_new(name) for name in NEW_MODEL}
-    if recipe.model.path is not None and recipe.task != "reconstruction":
+    if recipe.model.path is not None and not recipe.learns.is_of_tokenizer:
         for name in ("image_size", "code_positions", "visual_embedding"):
             values["model"].pop(name)
     return values

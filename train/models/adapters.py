@@ -16,10 +16,10 @@ from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from processing_ett import ETTProcessor
+from ett.common_ett.files import replacing
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.processing_ett import ETTProcessor
 
-from ..files import replacing
 from ..recipes import LoraSection, Recipe
 from .building import load_folder
 

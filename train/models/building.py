@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from modeling_ett.configuration_ett import ETTConfig, check_layers
-from modeling_ett.loading_ett import load_whole, one_sentence
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
+from ett.common_ett.files import read_fields
+from ett.common_ett.model_folders import require_model_folder
+from ett.common_ett.suggestions import suggestion
+from ett.data_ett.codes import fit_of_codes, is_tokenized, read_tokenization
+from ett.modeling_ett.configuration_ett import ETTConfig, check_layers
+from ett.modeling_ett.loading_ett import load_whole, one_sentence
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, build_word_tokenizer
 
-from ..data import Examples, Stream
-from ..data.codes import fit_of_codes, is_tokenized, read_tokenization
+from ..examples import Examples, Stream
 from ..field_types import field_hints, typed
-from ..files import read_fields
-from ..recipes import NEW_MODEL, ModelSection, Recipe, suggestion
+from ..recipes import NEW_MODEL, ModelSection, Recipe
 from .initialization import start_linear
 from .quantization import quantization_arguments, stay_trainable
 
@@ -27,7 +29,7 @@ def build_model(
 ) -> tuple[IBQModel | ETTForConditionalGeneration, ETTProcessor | ETTImageProcessor]:
     """The model that training starts from, and what prepares its inputs."""
     section = recipe.model
-    if recipe.task == "reconstruction":
+    if recipe.learns.is_of_tokenizer:
         tokenizer = build_tokenizer(section.path or section.vision_tokenizer, section.linear_start)
         set_gradient_path(tokenizer, section)
         return tokenizer, _image_processor(section)
@@ -122,7 +124,7 @@ def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
     """
     section, train = recipe.model, recipe.train
     visual_embedding = visual_embedding or _stated_visual_embedding(section)
-    if recipe.task == "reconstruction" or visual_embedding is None:
+    if recipe.learns.is_of_tokenizer or visual_embedding is None:
         return
     if section.visual_embedding == "index" != visual_embedding:
         raise ValueError(
@@ -141,7 +143,12 @@ def check_visual_embedding(recipe: Recipe, visual_embedding: str | None = None):
             "train names vision_tokenizer, but with visual_embedding=index the language model sees indices, and its "
             "losses have no path to the tokenizer; remove vision_tokenizer."
         )
-    if is_index and recipe.task in ("caption", "chat") and not {"index_embedding", "language_model"} & set(train):
+    if (
+        is_index
+        and recipe.learns.predicts_text
+        and recipe.learns.has_images
+        and not {"index_embedding", "language_model"} & set(train)
+    ):
         raise ValueError(
             "With visual_embedding=index this stage trains nothing that learns from images; add index_embedding to "
             "train."
@@ -165,7 +172,7 @@ def build_processor(recipe: Recipe, examples: Examples | Stream) -> ETTProcessor
         ValueError: The recipe names no model, or one that is missing.
     """
     section = recipe.model
-    if recipe.task == "reconstruction":
+    if recipe.learns.is_of_tokenizer:
         return _image_processor(section)
     if section.path is not None:
         require_model_folder(section.path, "ett")
@@ -237,14 +244,14 @@ def changes_codebook(recipe: Recipe, model: torch.nn.Module) -> bool:
     size = recipe.model.codebook_size
     if size is None:
         return False
-    if recipe.task != "reconstruction":
+    if not recipe.learns.is_of_tokenizer:
         raise ValueError("model.codebook_size is for the tokenizer's own stage (task reconstruction); remove it here.")
     if not isinstance(recipe.model.path or recipe.model.vision_tokenizer, str):
         raise ValueError(
             "model.codebook_size is for a tokenizer from a folder (model.path); a new one has its size in "
             "model.vision_tokenizer.num_vq_embeddings."
         )
-    for name in ("codebook_size", "codebook_pictures"):
+    for name in ("codebook_size", "codebook_images"):
         value = getattr(recipe.model, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"model.{name} is {value!r}; expected a whole number above 0.")
@@ -293,26 +300,6 @@ def new_language_model(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBas
             )
     with one_sentence("model.language_model"):
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **of_tokenizer, **fields))
-
-
-def require_model_folder(path: str, expected: str):
-    """Checks a local folder's `config.json` before anything is loaded; names on the Hub pass.
-
-    Raises:
-        ValueError: The folder is missing, holds no model, or one of another kind.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        if path.startswith((".", "/", "~")) or len(path.split("/")) != 2:
-            raise ValueError(f"There is no model folder '{path}'.")
-        return
-    try:
-        config = read_fields(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{path}' is no model folder: its config.json is missing or unreadable.") from error
-    found = config.get("_class_name") or config.get("model_type")
-    if found != expected:
-        raise ValueError(f"'{path}' holds a model of kind {found!r:.100}; expected {expected!r}.")
 
 
 __all__ = [

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from modeling_ett.modeling_ibq import IBQModel
-
-from ..data import to_unit_range
+from ett.common_ett.images import to_unit_range
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 SPLIT_DISTANCE = 0.01
 """How far a split moves either code, as a share of the code's length."""
@@ -57,21 +56,21 @@ def most_used(counts: torch.Tensor, number: int) -> torch.Tensor:
 
 @torch.no_grad()
 def count_codes(
-    tokenizer: IBQModel, dataset: Dataset, num_pictures: int, batch_size: int, progress: bool = True
+    tokenizer: IBQModel, dataset: Dataset, num_images: int, batch_size: int, progress: bool = True
 ) -> torch.Tensor:
-    """How often each code stands for a place in pictures from all over the data, `(K,)`.
+    """How often each code stands for a place in images from all over the data, `(K,)`.
 
     Args:
         dataset: Prepared examples, with `pixel_values` `(n, 3, H, W)` of uint8.
-        num_pictures: How many examples are looked at, at most.
+        num_images: How many examples are looked at, at most.
     """
     was_training = tokenizer.training
     tokenizer.eval()
     size = tokenizer.config.num_vq_embeddings
     counts = torch.zeros(size, dtype=torch.long)
-    number = min(num_pictures, len(dataset))
+    number = min(num_images, len(dataset))
     chosen = [index * len(dataset) // number for index in range(number)]
-    with tqdm(total=number, desc="Counting codes", unit=" pictures", leave=False, disable=not progress) as bar:
+    with tqdm(total=number, desc="Counting codes", unit=" images", leave=False, disable=not progress) as bar:
         for start in range(0, number, batch_size):
             indices = chosen[start : start + batch_size]
             pixels = to_unit_range(torch.cat([dataset[index]["pixel_values"] for index in indices]))

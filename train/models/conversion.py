@@ -18,17 +18,18 @@ import safetensors
 import safetensors.torch
 import torch
 
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor
+from ett.common_ett.files import replacing
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor
 
-from ..files import replacing
 from ..objective.discriminator import PatchDiscriminator
 
 WEIGHTS = ("ema", "raw")
 EMA_PREFIX, DISCRIMINATOR_PREFIX, PERCEPTUAL_PREFIX = "model_ema.", "loss.discriminator.", "loss.perceptual_loss."
 EMU_MODEL_TYPE = "Emu3p5VisionVQ"
 IMAGE_SIZE = 256
-"""Pixels a side at which the public checkpoints were trained; what pictures are resized to by default."""
+NAMES_SHOWN = 8
+"""Pixels a side at which the public checkpoints were trained; what images are resized to by default."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -202,7 +203,7 @@ def read_sizes(tensors: Tensors, shadow: Callable[[str], str]) -> dict:
         if shadow(name) not in tensors:
             raise ValueError(
                 f"The source has no tensor '{shadow(name)}', so it is no IBQ tokenizer. Its tensors are "
-                f"{list_names(tensors)}."
+                f"{list_names(list(tensors))}."
             )
         return tensors[shadow(name)].shape
 
@@ -233,7 +234,7 @@ def build(tensors: Tensors, weights: str, l2_normalize: bool) -> Conversion:
     """The tokenizer that a checkpoint's tensors make.
 
     Raises:
-        ValueError: Tensors are missing, unknown or of another shape; the error names every one.
+        ValueError: Tensors are missing, unknown or of another shape; the error names some of each.
     """
     if weights == "ema" and not any(name.startswith(EMA_PREFIX) for name in tensors):
         raise ValueError("The source holds no moving average (model_ema.*); take its raw weights with --weights raw.")
@@ -300,28 +301,10 @@ def sort_out(tensors: Tensors, sources: Iterable[str], weights: str) -> tuple[di
     return left_out, sorted(unknown)
 
 
-def list_names(names: Iterable[str]) -> str:
-    """Every name, as short as a shell can write it: `a.{0,1}.{weight,bias}` stands for four."""
-    return ", ".join(_grouped(names))
-
-
-def _grouped(names: Iterable[str]) -> list[str]:
-    leaves: list[str] = []
-    tails: dict[str, list[str]] = {}
-    for name in names:
-        head, dot, tail = name.partition(".")
-        if dot:
-            tails.setdefault(head, []).append(tail)
-        else:
-            leaves.append(head)
-    heads = {"": leaves} if leaves else {}
-    for head, rest in tails.items():
-        heads.setdefault("." + _braced(_grouped(rest)), []).append(head)
-    return [_braced(group) + tail for tail, group in heads.items()]
-
-
-def _braced(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{{{','.join(parts)}}}"
+def list_names(names: list[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 # The discriminator

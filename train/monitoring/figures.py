@@ -1,5 +1,6 @@
 """Figures of a run beside its losses: what it does in a second, and each part's gradient norm and learning rate."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,16 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from ..data import IGNORED
+from ett.data_ett import IGNORED
+
 from ..planning.flops import StepFlops, peak_flops
 
 
-class Throughput:
+class Throughput(TrainerCallback):
     """Counts what training takes in, for the log: `images_per_second` and `tokens_per_second` of all devices (text and
-    picture positions, without padding), `model_tflops_per_second` of a device on average and, where its peak is
+    image positions, without padding), `model_tflops_per_second` of a device on average and, where its peak is
     known, `mfu`, the share of it (model FLOPs utilization; see [`StepFlops`]); on CUDA `peak_memory_gib` of a device,
     the largest.
 
@@ -32,11 +34,12 @@ class Throughput:
         self.trainer = trainer
         self.peak = trainer.args.peak_flops or peak_flops(trainer.args.device)
         self.flops: StepFlops | None = None
+        self._paused_at: float | None = None
         self._restart()
 
     def _restart(self):
         self.since, self.lost = None, 0.0
-        self.images, self.picture_flops = 0, 0.0
+        self.images, self.image_flops = 0, 0.0
         self.counts: list[torch.Tensor] = []
 
     def count(self, inputs: dict[str, Any]):
@@ -46,19 +49,19 @@ class Throughput:
         trainer = self.trainer
         if self.flops is None:
             discriminator = trainer.adversary and trainer.adversary.discriminator
-            self.flops = StepFlops(trainer.model, trainer.perceptual, discriminator)
+            self.flops = StepFlops(trainer.model, trainer.vq_loss and trainer.vq_loss.perceptual, discriminator)
         codes = 0
         if "pixel_values" in inputs:
             number, _, height, width = inputs["pixel_values"].shape
             judged = min(number, trainer.args.critics_batch_size or number) if trainer.tunes_tokenizer else 0
             self.images += number
-            self.picture_flops += number * self.flops.of_picture(height, width)
-            self.picture_flops += judged * self.flops.of_judged_picture(height, width)
+            self.image_flops += number * self.flops.of_image(height, width)
+            self.image_flops += judged * self.flops.of_judged_image(height, width)
             codes = number * height * width // trainer.vision_tokenizer.spatial_factor**2
         elif "image_codes" in inputs:
             self.images += len(inputs["image_codes"])
             codes = inputs["image_codes"].numel()
-        self.picture_flops += codes * self.flops.of_code
+        self.image_flops += codes * self.flops.of_code
         if "input_ids" in inputs:
             predicted = codes if "predict_codes" in inputs else 0
             self.counts.append(count_tokens(inputs, trainer.data_collator.pad_token_id, predicted))
@@ -66,21 +69,36 @@ class Throughput:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time within it does not count, for the figures that are not taken yet when it ends."""
+        self._pause()
+        yield
+        self._go_on()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save or control.should_evaluate:
+            self._pause()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._go_on()
+
+    def _pause(self):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        begin = time.perf_counter()
-        yield
-        if self.since is not None:
-            self.lost += time.perf_counter() - begin
+        self._paused_at = time.perf_counter()
+
+    def _go_on(self):
+        if self._paused_at is not None and self.since is not None:
+            self.lost += time.perf_counter() - self._paused_at
+        self._paused_at = None
 
     def take(self) -> dict[str, float]:
         """Figures since the last call, of all processes together; nothing where there was no batch."""
         if self.since is None:
             return {}
-        seconds = time.perf_counter() - self.since - self.lost
+        now = time.perf_counter() if self._paused_at is None else self._paused_at
+        seconds = now - self.since - self.lost
         counts = torch.stack(self.counts).sum(dim=0).tolist() if self.counts else (0, 0, 0, 0)
         costs = (self.flops.of_position, self.flops.of_pair, self.flops.of_label, self.flops.of_code_label)
-        flops = self.picture_flops + sum(count * cost for count, cost in zip(counts, costs, strict=True))
+        flops = self.image_flops + sum(count * cost for count, cost in zip(counts, costs, strict=True))
         device = self.trainer.args.device
         mine = torch.tensor([self.images, counts[0], flops], dtype=torch.float64, device=device) / seconds
         images, tokens, flops = self.trainer.accelerator.reduce(mine).tolist()
@@ -136,4 +154,17 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     }
 
 
-__all__ = ["Throughput", "count_tokens", "gradient_norm", "learning_rates", "norms_of_shares"]
+def mean_by_name(records: list[dict[str, float]]) -> dict[str, float]:
+    """Records of several processes to one; each value is the mean over those that have it."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: statistics.fmean(record[name] for record in records if name in record) for name in names}
+
+
+__all__ = [
+    "Throughput",
+    "count_tokens",
+    "gradient_norm",
+    "learning_rates",
+    "mean_by_name",
+    "norms_of_shares",
+]

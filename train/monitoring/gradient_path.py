@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from modeling_ett.gradient_path import is_closed, measure_gradient_path
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from ett.modeling_ett.gradient_path import is_closed, measure_gradient_path
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from torchvision.utils import make_grid
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from modeling_ett.modeling_ibq import IBQModel
-
-from ..data import IGNORED, to_unit_range
-from ..files import replacing
+from ett.common_ett.files import replacing
+from ett.common_ett.images import to_unit_range
+from ett.data_ett import IGNORED
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,26 +31,26 @@ LOOKED_AT = 64
 
 Item = dict[str, Any]
 Shown = tuple[torch.Tensor | None, list[str]]
-"""Pictures as one `(3, rows, columns)` of uint8, and lines of Markdown."""
+"""Images as one `(3, rows, columns)` of uint8, and lines of Markdown."""
 
 
 # What is shown
 
 
 class Reconstructions:
-    """Pictures above what the tokenizer makes of them."""
+    """Images above what the tokenizer makes of them."""
 
     name = "reconstructions"
 
     def __init__(self, trainer: Trainer):
-        self.pixels = first_pictures(trainer.train_dataset, NUM_RECONSTRUCTIONS)
+        self.pixels = first_images(trainer.train_dataset, NUM_RECONSTRUCTIONS)
 
     def draw(self, trainer: Trainer) -> Shown:
         return draw_sheet(trainer.vision_tokenizer, self.pixels), []
 
 
 class Answers:
-    """Pictures, and what the model answers to the first request about them, beside what the data have."""
+    """Images, and what the model answers to the first request about them, beside what the data have."""
 
     name = "answers"
 
@@ -61,7 +61,7 @@ class Answers:
     def draw(self, trainer: Trainer) -> Shown:
         model = trainer.model
         lines = ["| request | the model's answer | the data's |", "|---|---|---|"] if self.questions else []
-        pictures = []
+        images = []
         for question in self.questions:
             inputs = {name: value.to(model.device) for name, value in question["inputs"].items()}
             with trainer.accelerator.autocast():
@@ -71,10 +71,10 @@ class Answers:
             cells = [text_of(ids, trainer) for ids in (request, answer, question["answer"])]
             lines.append(f"| {' | '.join(cells)} |")
             if "image_codes" in inputs:
-                pictures.append(model.decode_image_tokens(inputs["image_codes"]))
+                images.append(model.decode_image_tokens(inputs["image_codes"]))
             elif "pixel_values" in inputs:
-                pictures.append(inputs["pixel_values"])
-        return as_grid(torch.cat(pictures)) if pictures else None, lines
+                images.append(inputs["pixel_values"])
+        return as_grid(torch.cat(images)) if images else None, lines
 
 
 class Drawings:
@@ -146,37 +146,35 @@ def _items(dataset: Dataset) -> Iterable[Item]:
     return dataset if isinstance(dataset, IterableDataset) else (dataset[index] for index in range(len(dataset)))
 
 
-def first_pictures(dataset: Dataset, number: int) -> torch.Tensor:
-    """The first pictures of prepared examples, up to `number`, as pixels `(n, 3, H, W)` in `[-1, 1]`.
+def first_images(dataset: Dataset, number: int) -> torch.Tensor:
+    """The first images of prepared examples, up to `number`, as pixels `(n, 3, H, W)` in `[-1, 1]`.
 
     Raises:
-        ValueError: The examples have no pictures.
+        ValueError: The examples have no images.
     """
-    pictures: list[torch.Tensor] = []
+    images: list[torch.Tensor] = []
     for item in _items(dataset):
-        pictures += item.get("pixel_values", ())
-        if len(pictures) >= number:
+        images += item.get("pixel_values", ())
+        if len(images) >= number:
             break
-    if not pictures:
-        raise ValueError(
-            "Reconstructions need pictures, and the training data have none; set training.sample_steps=0."
-        )
-    return to_unit_range(torch.stack(pictures[:number]))
+    if not images:
+        raise ValueError("Reconstructions need images, and the training data have none; set training.sample_steps=0.")
+    return to_unit_range(torch.stack(images[:number]))
 
 
 @torch.no_grad()
 def draw_sheet(tokenizer: IBQModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures `(n, 3, H, W)` in `[-1, 1]` above their reconstructions, one picture `(3, rows, columns)` of uint8."""
+    """Images `(n, 3, H, W)` in `[-1, 1]` above their reconstructions, one image `(3, rows, columns)` of uint8."""
     was_training = tokenizer.training
     tokenizer.eval()
     # One by one: all of them may not fit beside the state of training.
-    reconstructions = [tokenizer.decode_codes(tokenizer.encode_codes(picture)).sample for picture in pixels.split(1)]
+    reconstructions = [tokenizer.decode_codes(tokenizer.encode_codes(image)).sample for image in pixels.split(1)]
     tokenizer.train(was_training)
     return as_grid(torch.cat([pixels, torch.cat(reconstructions).float().cpu()]), len(pixels))
 
 
 def as_grid(pixels: torch.Tensor, columns: int | None = None) -> torch.Tensor:
-    """Pictures `(n, 3, H, W)` in `[-1, 1]` in rows of `columns`, by default in one, as one `(3, rows, columns)` of
+    """Images `(n, 3, H, W)` in `[-1, 1]` in rows of `columns`, by default in one, as one `(3, rows, columns)` of
     uint8."""
     shown = (pixels.float().cpu().clamp(-1, 1) + 1) / 2
     grid = make_grid(shown, nrow=columns or len(pixels), pad_value=1.0)
@@ -192,12 +190,12 @@ def sampler_types(trainer: Trainer) -> list[type]:
     kinds: list[type] = [Reconstructions] if trainer.tunes_tokenizer else []
     if trainer.is_tokenizer:
         return kinds
-    return [*kinds, Drawings if trainer.data_collator.is_drawing else Answers]
+    return [*kinds, Drawings if trainer.data_collator.predicts_codes else Answers]
 
 
 class SamplesCallback(TrainerCallback):
     """Every `sample_steps` steps and at the end of training, but not at a signal, writes `samples/answers-000500.md`
-    and the like, with their pictures, in the trainer's folder, and shows them in TensorBoard where the run reports
+    and the like, with their images, in the trainer's folder, and shows them in TensorBoard where the run reports
     there. Samples are of the averaged weights where there are such. Training goes on as if nothing had been sampled.
 
     Args:
@@ -261,4 +259,4 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
             model.train(was_training)
 
 
-__all__ = ["SamplesCallback", "as_grid", "draw_sheet", "first_examples", "first_pictures", "question_of"]
+__all__ = ["SamplesCallback", "as_grid", "draw_sheet", "first_examples", "first_images", "question_of"]

@@ -1,1 +1,1 @@
-"""What training minimizes: the losses of text and pictures, and the adversary that learns against them."""
+"""What training minimizes: the losses of text and images, and the adversary that learns against them."""

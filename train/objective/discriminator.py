@@ -16,7 +16,7 @@ FIRST_WEIGHT = "main.0.weight"
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of a picture real or reconstructed (PatchGAN, Isola et al. 2017).
+    """Judges overlapping patches of an image real or reconstructed (PatchGAN, Isola et al. 2017).
 
     The running means that LeCAM (Tseng et al. 2021) compares with are buffers, so they are saved with the weights.
 
@@ -173,7 +173,7 @@ def discriminator_hinge_loss(real_logits: torch.Tensor, fake_logits: torch.Tenso
 
 
 def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
-    """Non-saturating loss of the generator, on each picture's mean logit, of shape `()`."""
+    """Non-saturating loss of the generator, on each image's mean logit, of shape `()`."""
     return F.softplus(-fake_logits.flatten(1).mean(dim=1)).mean()
 
 

@@ -16,8 +16,6 @@ from .discriminator import (
 )
 
 NEW = "new"
-PASSED_ON_BY = ("text", "caption")
-"""Tasks between two stages that train a discriminator: their folders keep the file of the folder they started from."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def passed_on_discriminator(recipe: Recipe) -> Path | None:
     Raises:
         ValueError: The file of the starting folder holds no discriminator.
     """
-    path = _discriminator_of_folder(recipe.model) if recipe.task in PASSED_ON_BY else None
+    path = _discriminator_of_folder(recipe.model) if recipe.learns.keeps_discriminator else None
     if path is not None:
         discriminator_size(path)
     return path

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
 
 PEAK_FLOPS = {
     "A100": 312e12,
@@ -77,7 +77,7 @@ class StepFlops:
 
     Attributes:
         of_position, of_pair, of_code, of_label, of_code_label (`float`): FLOPs of a position of the language model, of
-            a position and one that it sees, of a picture's code in the projector, of a label, of a code as a label.
+            a position and one that it sees, of an image's code in the projector, of a label, of a code as a label.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class StepFlops:
         self.tokenizer = model if is_tokenizer else model.model.vision_tokenizer
         self.tokenizer_learns = any(parameter.requires_grad for parameter in self.tokenizer.parameters())
         self.perceptual, self.discriminator = perceptual, discriminator
-        self.of_picture, self.of_judged_picture = map(functools.cache, (self._of_picture, self._of_judged_picture))
+        self.of_image, self.of_judged_image = map(functools.cache, (self._of_image, self._of_judged_image))
         self.of_position = self.of_pair = self.of_code = self.of_label = self.of_code_label = 0.0
         if is_tokenizer:
             return
@@ -106,8 +106,8 @@ class StepFlops:
         if model.config.visual_head:
             self.of_code_label = _of_layers(model.visual_head, passes=2)
 
-    def _of_picture(self, height: int, width: int) -> float:
-        """FLOPs of the tokenizer for a picture of that many pixels."""
+    def _of_image(self, height: int, width: int) -> float:
+        """FLOPs of the tokenizer for an image of that many pixels."""
         config = self.tokenizer.config
         rows, columns = (side // self.tokenizer.spatial_factor for side in (height, width))
         with torch.device("meta"):
@@ -121,8 +121,8 @@ class StepFlops:
             return encoder + product
         return 3 * (encoder + _counted(tokenizer.decode, embeddings, True)) + 6 * product
 
-    def _of_judged_picture(self, height: int, width: int) -> float:
-        """FLOPs of the critics for a picture of that many pixels and its reconstruction."""
+    def _of_judged_image(self, height: int, width: int) -> float:
+        """FLOPs of the critics for an image of that many pixels and its reconstruction."""
         pixels = torch.empty(1, self.tokenizer.config.out_channels, height, width, device="meta")
         total = 0.0
         if self.perceptual is not None:

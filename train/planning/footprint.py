@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from modeling_ett.scoring_head import CHUNK_ELEMENTS
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.scoring_head import CHUNK_ELEMENTS
 
 from ..arguments import ETTTrainingArguments
 
@@ -92,7 +92,7 @@ def activation_bytes(
     text_tokens: int,
     critics: Sequence[nn.Module] = (),
 ) -> dict[str, int]:
-    """Bytes by part for a micro-batch of one picture and `text_tokens` an example.
+    """Bytes by part for a micro-batch of one image and `text_tokens` an example.
 
     Args:
         model: On the meta device; its `requires_grad` tell what learns.
@@ -106,15 +106,15 @@ def activation_bytes(
             # An old name, which older versions of transformers know, too.
             warnings.filterwarnings("ignore", category=FutureWarning)
             model.gradient_checkpointing_enable()
-    pictures = (batch_size, tokenizer.config.in_channels, image_size, image_size)
+    images = (batch_size, tokenizer.config.in_channels, image_size, image_size)
     found = {}
     if any(parameter.requires_grad for parameter in tokenizer.parameters()):
-        found["vision_tokenizer"] = peak_bytes(_reconstruct, tokenizer, pictures, half=half)
-        judged = (min(batch_size, args.critics_batch_size or batch_size), *pictures[1:])
+        found["vision_tokenizer"] = peak_bytes(_reconstruct, tokenizer, images, half=half)
+        judged = (min(batch_size, args.critics_batch_size or batch_size), *images[1:])
         for critic in critics:
             found[type(critic).__name__] = peak_bytes(_judge, critic, judged, half=half)
     else:
-        found["vision_tokenizer"] = peak_bytes(_encode, tokenizer, pictures, back=False)
+        found["vision_tokenizer"] = peak_bytes(_encode, tokenizer, images, back=False)
     if is_tokenizer:
         return found
     codes = (image_size // tokenizer.spatial_factor) ** 2

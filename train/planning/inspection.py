@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from processing_ett import ETTImageProcessor, ETTProcessor
+from ett.common_ett.files import replacing
+from ett.data_ett import IGNORED, PreparedDataset, PreparedStream
+from ett.data_ett.collator import pack
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
 
 from ..consistency import check_recipe
-from ..data import IGNORED, PreparedDataset, PreparedStream, build_examples, describe_data
-from ..data.collator import pack
-from ..files import replacing
+from ..examples import build_examples, describe_data
 from ..models.building import build_processor, set_fit
 from ..recipes import Recipe, load_recipe
 from ..run import build_collator, prepare_examples
@@ -34,8 +35,8 @@ class Piece:
     """Neighbouring tokens of one kind.
 
     Args:
-        kind: `text`, `special` or `picture`.
-        text: What the tokens say; of a picture, its placeholder and how many there are.
+        kind: `text`, `special` or `image`.
+        text: What the tokens say; of an image, its placeholder and how many there are.
         branch: 0 for what all turns share, else the turn's number (`data.independent_turns`).
     """
 
@@ -47,11 +48,11 @@ class Piece:
 
 @dataclass
 class Shown:
-    """An example as the page shows it: its pictures as data URLs, its tokens, how many of them are predicted, and the
+    """An example as the page shows it: its images as data URLs, its tokens, how many of them are predicted, and the
     number of its row where examples share rows of the batch (`data.packing`)."""
 
     name: str
-    pictures: list[str]
+    images: list[str]
     pieces: list[Piece]
     length: int
     predicted: int
@@ -113,7 +114,7 @@ def render(
     filters: list[dict[str, Any]],
 ) -> str:
     """The page of prepared examples, of the batch that the collator made of them, and of what did not come so far."""
-    shown = [show(item, processor, recipe.task == "drawing") for item in items]
+    shown = [show(item, processor, recipe.learns.predicts_codes) for item in items]
     if recipe.data.packing and "input_ids" in batch:
         for number, row in enumerate(pack([one.length for one in shown], recipe.data.max_length), 1):
             for index in row:
@@ -133,21 +134,21 @@ def render(
     )
 
 
-def show(item: dict[str, Any], processor: ETTProcessor | ETTImageProcessor, is_drawing: bool = False) -> Shown:
+def show(item: dict[str, Any], processor: ETTProcessor | ETTImageProcessor, predicts_codes: bool = False) -> Shown:
     """A prepared example as the page shows it; of a drawing, the codes are what is predicted."""
     pieces, predicted = [], 0
     if "input_ids" in item:
         labels = item["labels"]
-        if is_drawing:
+        if predicts_codes:
             labels = [token if token == processor.image_token_id else IGNORED for token in item["input_ids"]]
         pieces = list(split_pieces(item["input_ids"], labels, item.get("branches"), processor))
         predicted = sum(label != IGNORED for label in labels)
     codes = item.get("image_codes")
-    pictures = [mosaic(one) for one in codes] if codes is not None else []
-    pictures += [_to_picture(pixels) for pixels in item.get("pixel_values", [])]
+    images = [mosaic(one) for one in codes] if codes is not None else []
+    images += [_to_image(pixels) for pixels in item.get("pixel_values", [])]
     return Shown(
         name=item.get("name", ""),
-        pictures=[data_url(picture) for picture in pictures],
+        images=[data_url(image) for image in images],
         pieces=pieces,
         length=len(item.get("input_ids", [])),
         predicted=predicted,
@@ -163,13 +164,13 @@ def split_pieces(
 
     def key(token: tuple[int, int, int]) -> tuple[str, bool, int]:
         number, label, branch = token
-        kind = "picture" if number == processor.image_token_id else "special" if number in special else "text"
+        kind = "image" if number == processor.image_token_id else "special" if number in special else "text"
         return kind, label != IGNORED, branch
 
     tokens = zip(input_ids, labels, branches or [0] * len(input_ids), strict=True)
     for (kind, is_predicted, branch), run in itertools.groupby(tokens, key):
         ids = [number for number, _, _ in run]
-        text = f"{processor.image_token} x {len(ids)}" if kind == "picture" else processor.tokenizer.decode(ids)
+        text = f"{processor.image_token} x {len(ids)}" if kind == "image" else processor.tokenizer.decode(ids)
         yield Piece(kind, text, is_predicted, branch)
 
 
@@ -200,20 +201,20 @@ def mosaic(codes: torch.LongTensor) -> Image.Image:
     # Multiples of the golden ratio lie far apart from one another, whichever codes are neighbours.
     hues = (codes.numpy().astype(np.float64) * 0.6180339887498949 % 1 * 255).astype(np.uint8)
     flat = np.full_like(hues, 170)
-    picture = Image.merge("HSV", [Image.fromarray(plane) for plane in (hues, flat, flat + 50)])
-    return picture.convert("RGB").resize(
+    image = Image.merge("HSV", [Image.fromarray(plane) for plane in (hues, flat, flat + 50)])
+    return image.convert("RGB").resize(
         (CODE_SIDE * codes.shape[1], CODE_SIDE * codes.shape[0]), Image.Resampling.NEAREST
     )
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as a URL that holds it."""
+def data_url(image: Image.Image) -> str:
+    """An image as a URL that holds it."""
     with io.BytesIO() as file:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _to_picture(pixels: torch.Tensor) -> Image.Image:
+def _to_image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

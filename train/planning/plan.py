@@ -13,33 +13,28 @@ import yaml
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import build_word_tokenizer
-from processing_ett.picture_rows import read_rows, reading
+from ett.common_ett.lpips import random_lpips
+from ett.common_ett.model_folders import require_model_folder
+from ett.data_ett.image_rows import read_rows, reading
+from ett.data_ett.tars import TarRows, find_tars
+from ett.data_ett.tasks import Task
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import build_word_tokenizer
 
 from ..arguments import ETTTrainingArguments, accumulation_steps
 from ..consistency import check_recipe, settled_recipe
-from ..data import build_examples
-from ..data.choice import source_section
-from ..data.tars import TarRows, find_tars
+from ..examples import build_examples, source_section
 from ..models.adapters import add_adapter, check_adapter, has_adapter, is_adapter_weight
-from ..models.building import (
-    check_visual_embedding,
-    new_language_model,
-    require_model_folder,
-    require_parts,
-    tokenizer_fields,
-)
+from ..models.building import check_visual_embedding, new_language_model, require_parts, tokenizer_fields
 from ..models.quantization import check_quantization
 from ..muon import hidden_matrices
 from ..objective.discriminator import PatchDiscriminator
-from ..objective.losses import random_perceptual_loss
 from ..objective.starting_point import DiscriminatorStart, find_discriminator
+from ..parts import model_parts, train_only
 from ..recipes import NEW_MODEL, DataSection, Recipe, load_recipe
 from ..run import training_arguments
-from ..trainer import model_parts, train_only
 from .flops import StepFlops, peak_flops
 from .footprint import activation_bytes
 
@@ -62,7 +57,7 @@ class Plan:
         batch_size: Examples that a device takes at once.
         accumulation: Batches of a device in a step.
         text_tokens: Tokens of text that an example is taken to have.
-        positions: Tokens of an example together, those of its picture included.
+        positions: Tokens of an example together, those of its image included.
         examples: Number of examples, or why it is not known.
         steps: Steps of the run, where known.
         memory: Bytes on each device by what they hold, where nothing is sharded.
@@ -202,7 +197,7 @@ def plan_recipe(
     image_size = (
         recipe.model.of_new("image_size") if is_tokenizer or recipe.model.path is None else model.config.image_size
     )
-    codes = 0 if recipe.task == "text" else (image_size // tokenizer.spatial_factor) ** 2
+    codes = 0 if not recipe.learns.has_images else (image_size // tokenizer.spatial_factor) ** 2
     text_tokens = 0 if is_tokenizer else text_tokens
 
     perceptual, discriminator = critics(model, args)
@@ -229,7 +224,7 @@ def plan_recipe(
         step_flops=batch_size
         * accumulation
         * devices
-        * example_flops(flops, recipe.task, image_size, codes, text_tokens),
+        * example_flops(flops, recipe.learns, image_size, codes, text_tokens),
         peak=args.peak_flops or (peak_flops(torch.device("cuda")) if torch.cuda.is_available() else None),
     )
 
@@ -250,14 +245,14 @@ def model_without_weights(recipe: Recipe, seed: int = 0) -> IBQModel | ETTForCon
     """
     section = recipe.model
     text_tokenizer = None
-    if recipe.task != "reconstruction" and section.path is None:
+    if not recipe.learns.is_of_tokenizer and section.path is None:
         require_parts(section)
         if isinstance(section.language_model, dict):
             # Not on the meta device, since filters look at images.
             examples = build_examples(recipe, seed)
             text_tokenizer = build_word_tokenizer(examples.texts(), examples.spelled())
     with torch.device("meta"):
-        if recipe.task == "reconstruction":
+        if recipe.learns.is_of_tokenizer:
             fields = _tokenizer_fields(section.path or section.vision_tokenizer)
             size = section.codebook_size
             return IBQModel.from_config({**fields, **({"num_vq_embeddings": size} if size else {})})
@@ -311,7 +306,7 @@ def critics(model: nn.Module, args: ETTTrainingArguments) -> tuple[nn.Module | N
     learns = any(parameter.requires_grad for parameter in parts["vision_tokenizer"])
     perceptual = discriminator = None
     if learns and args.perceptual_weight:
-        perceptual = random_perceptual_loss(args.perceptual_network).requires_grad_(False).to("meta")
+        perceptual = random_lpips(args.perceptual_network).requires_grad_(False).to("meta")
     if learns and args.adversarial_weight:
         with torch.device("meta"):
             discriminator = PatchDiscriminator(3, args.discriminator_width, args.discriminator_layers)
@@ -359,17 +354,17 @@ def count_steps(args: ETTTrainingArguments, examples: int | str, at_once: int, a
     return math.ceil(args.num_train_epochs * max(math.ceil(batches / accumulation), 1))
 
 
-def example_flops(flops: StepFlops, task: str, image_size: int, codes: int, text_tokens: int) -> float:
-    """Model FLOPs of an example with one picture; half of its text is taken to be predicted."""
+def example_flops(flops: StepFlops, task: Task, image_size: int, codes: int, text_tokens: int) -> float:
+    """Model FLOPs of an example with one image; half of its text is taken to be predicted."""
     total = 0.0
     if codes:
-        total += flops.of_picture(image_size, image_size) + codes * flops.of_code
-        total += flops.of_judged_picture(image_size, image_size)
-    if task == "reconstruction":
+        total += flops.of_image(image_size, image_size) + codes * flops.of_code
+        total += flops.of_judged_image(image_size, image_size)
+    if task.is_of_tokenizer:
         return total
     positions = text_tokens + (codes + 2 if codes else 0)
     total += positions * flops.of_position + positions * (positions + 1) / 2 * flops.of_pair
-    return total + (codes * flops.of_code_label if task == "drawing" else text_tokens / 2 * flops.of_label)
+    return total + (codes * flops.of_code_label if task.predicts_codes else text_tokens / 2 * flops.of_label)
 
 
 # Memory

@@ -1,4 +1,4 @@
-"""The reference of all recipe fields: `python -m train.planning.recipe_reference > docs/recipes.md`.
+"""The reference of all recipe fields: `python -m ett.train.planning.recipe_reference > docs/recipes.md`.
 
 Types and defaults are those of the code; meanings are its docstrings and help texts, and [`TRAINER_FIELDS`] for fields
 of transformers.
@@ -13,12 +13,12 @@ from typing import Any
 
 import jinja2
 
-from modeling_ett.modeling_ibq import IBQModel
-from modeling_ett.quantizer_ibq import IBQQuantizer
+from ett.data_ett.filters import FILTERS
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.modeling_ett.quantizer_ibq import IBQQuantizer
 
 from ..arguments import ETTTrainingArguments
 from ..consistency import UNUSED_ARGUMENTS
-from ..data.filters import FILTERS
 from ..field_types import describe_type, field_hints
 from ..recipes import MIXTURE_FIELDS, DataSection, LoraSection, ModelSection, Recipe
 from ..run import training_arguments

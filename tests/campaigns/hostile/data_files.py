@@ -15,10 +15,10 @@ import pyarrow.parquet
 from numpy.random import Generator
 from PIL import Image
 
-from processing_ett import ETTProcessor
-from train import load_recipe
-from train.data import build_examples
-from train.run import prepare_examples
+from ett.processing_ett import ETTProcessor
+from ett.train import load_recipe
+from ett.train.examples import build_examples
+from ett.train.run import prepare_examples
 
 from .calls import run_command
 from .images import hostile_image

@@ -16,11 +16,11 @@ from numpy.random import Generator
 from PIL import Image
 
 from ett.inference import captions
-from processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
-from processing_ett.image_processing_ett import read_image_size
-from train import load_recipe
-from train.data import build_examples
-from train.run import prepare_examples
+from ett.processing_ett import ETTImageProcessor, ETTProcessor, ImageError, load_image
+from ett.processing_ett.image_reading_ett import read_image_size
+from ett.train import load_recipe
+from ett.train.examples import build_examples
+from ett.train.run import prepare_examples
 
 from .calls import run_command
 from .isolation import Place, Wrong

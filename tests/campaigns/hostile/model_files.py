@@ -13,12 +13,12 @@ from numpy.random import Generator
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from modeling_ett.configuration_ett import ETTConfig
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTImageProcessor, ETTProcessor
-from train import load_recipe
-from train.checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER
+from ett.modeling_ett.configuration_ett import ETTConfig
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTImageProcessor, ETTProcessor
+from ett.train import load_recipe
+from ett.train.checkpointing.folders import RECIPE_NAME, RECORD_NAME, WORK_FOLDER
 
 from .calls import copy_model, run_command
 from .isolation import Place

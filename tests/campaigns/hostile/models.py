@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from modeling_ett.modeling_ett import ETTForConditionalGeneration
-from modeling_ett.modeling_ibq import IBQModel
-from processing_ett import ETTProcessor, build_word_tokenizer
-from train.models.conversion import EMA_PREFIX, source_name
+from ett.modeling_ett.modeling_ett import ETTForConditionalGeneration
+from ett.modeling_ett.modeling_ibq import IBQModel
+from ett.processing_ett import ETTProcessor, build_word_tokenizer
+from ett.train.models.conversion import EMA_PREFIX, source_name
 
 WORDS = ("a", "red", "blue", "circle", "square", "cat", "what", "color", "is", "the", "?", "1", "2")
 IMAGE_SIZE = 16

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 from numpy.random import Generator
 
-import train
-from train.recipes import RECIPES
+from ett import train
+from ett.train.recipes import RECIPES
 
 from .calls import run_command
 from .isolation import Place
