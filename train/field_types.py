@@ -34,7 +34,6 @@ RANGES: dict[str, Range] = {
         [
             *("model.codebook_size", "model.codebook_images", "model.image_size", "model.logit_scale"),
             *("data.length", "data.max_length", "data.shuffle_rows", "weight"),
-            *("training.per_device_train_batch_size", "training.per_device_eval_batch_size"),
             *("training.gradient_accumulation_steps", "training.global_batch_size", "training.critics_batch_size"),
             *("training.discriminator_layers", "training.peak_flops"),
             *("training.num_train_epochs", "training.logging_steps", "training.save_steps", "training.eval_steps"),
@@ -69,7 +68,13 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(["training.adam_beta1", "training.adam_beta2"], BETA),
     "training.ema_decay": BETWEEN,
     "training.max_steps": STEPS,
-    "training.discriminator_width": WIDTH,
+    **dict.fromkeys(
+        [
+            *("training.discriminator_width", "lora.rank"),
+            *("training.per_device_train_batch_size", "training.per_device_eval_batch_size"),
+        ],
+        WIDTH,
+    ),
 }
 """Ranges by the field's path; of a mapping, the range of each value. `weight` is a mixture's."""
 

@@ -265,7 +265,7 @@ def test_nothing_is_merged_into_a_folder_that_holds_something(runs, base):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lora.rank=0"], "lora.rank is 0; expected a whole number above 0"),
+        (["lora.rank=0"], "lora.rank is 0; expected a whole number from 1 to 65536"),
         (["lora.rank=4", "lora.alpha=-1"], "lora.alpha is -1; expected a number above 0"),
         (["lora.rank=4", "lora.dropout=1"], "lora.dropout is 1; expected a share from 0 to below 1"),
         (["lora.alpha=8"], "lora section has no rank; give lora.rank"),

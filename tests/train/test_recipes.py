@@ -256,7 +256,7 @@ def test_a_global_batch_beside_another_accumulation_is_an_error(arguments):
         ("training.bf16=1", "training.bf16 is 1; expected true or false."),
         (
             "training.per_device_train_batch_size=0",
-            "training.per_device_train_batch_size is 0; expected a whole number above 0.",
+            "training.per_device_train_batch_size is 0; expected a whole number from 1 to 65536.",
         ),
         ("training.part_learning_rates={projector: x}", "expected a mapping of names to numbers, 0 or above 0"),
         (
@@ -272,7 +272,8 @@ def test_a_global_batch_beside_another_accumulation_is_an_error(arguments):
         ("data.mixture={a: {weight: 0}}", "data.mixture.a.weight is 0; expected a number above 0."),
         ("model.image_size=big", "model.image_size is 'big'; expected a whole number above 0, or null."),
         ("model.visual_embedding=idx", "model.visual_embedding is 'idx'; expected one of codebook, index, or null."),
-        ("lora.rank=1.5", "lora.rank is 1.5; expected a whole number, or null."),
+        ("lora.rank=1.5", "lora.rank is 1.5; expected a whole number from 1 to 65536, or null."),
+        ("lora.rank=65537", "lora.rank is 65537; expected a whole number from 1 to 65536, or null."),
         ("lora.target_modules=q_proj", "lora.target_modules is 'q_proj'; expected a list of texts, or null."),
         ("train=projector", "train is 'projector'; expected a list of texts."),
         ("lora=3", "The recipe's 'lora' is 3; it is a section of fields."),
