@@ -36,8 +36,8 @@ def test_the_page_has_every_training_field_that_a_recipe_of_the_package_sets():
 
 def test_a_line_has_type_default_and_meaning():
     assert lines_of("lora")["rank"] == (
-        "| `rank` | a whole number from 1 to 65536, or null | `null` | Rank of the adapters; null for none, so that all "
-        "weights of the language model learn. |"
+        "| `rank` | a whole number from 1 to 65536, or null | `null` | Rank of the adapters; null for none, so that "
+        "all weights of the language model learn. |"
     )
     assert lines_of("model")["num_vq_embeddings"] == (
         "| `num_vq_embeddings` | a whole number above 0 | `131072` | Codebook size K. |"
