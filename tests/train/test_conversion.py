@@ -175,11 +175,16 @@ def not_a_checkpoint(path, raw):
     path.write_text("weights")
 
 
+def pickle_of_nothing(path, raw):
+    path.write_bytes(b"\x80\x02.")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (pickled_object, "holds objects that are no tensors, which are never loaded"),
         (cut_off, "cannot be read as a checkpoint; it may be cut off"),
+        (pickle_of_nothing, "cannot be read as a checkpoint; it may be cut off"),
         (not_a_checkpoint, "no"),
         (lambda path, raw: None, "neither a .ckpt file nor a folder"),
     ],

@@ -128,13 +128,17 @@ def read_checkpoint(path: Path) -> Tensors:
             f"'{path}' holds objects that are no tensors, which are never loaded, since that can run code: "
             f"{_first_sentence(error)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # A damaged pickle raises almost any type.
         raise ValueError(
             f"'{path}' cannot be read as a checkpoint; it may be cut off or no checkpoint at all: "
             f"{_first_sentence(error)}"
         ) from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
     if not tensors:
         raise ValueError(f"'{path}' holds no tensors by name; expected a checkpoint of an IBQ tokenizer.")
     return tensors
