@@ -188,7 +188,7 @@ def pickle_of_nothing(path, raw):
         (not_a_checkpoint, "no"),
         (lambda path, raw: None, "neither a .ckpt file nor a folder"),
     ],
-    ids=["pickled object", "cut off", "no checkpoint", "nothing there"],
+    ids=["pickled object", "cut off", "pickle of nothing", "no checkpoint", "nothing there"],
 )
 def test_a_file_that_is_no_checkpoint_is_refused_without_being_run(tmp_path, capsys, raw, make, message):
     make(tmp_path / "tokenizer.ckpt", raw)
