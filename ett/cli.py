@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_training, inference  # noqa: F401
+from . import cli_training, inference  # noqa: F401 - cli_training registers its commands
 from .app import Resume, app, command
 
 evaluate = typer.Typer(help="Measure a model on your own data.", no_args_is_help=True, rich_markup_mode=None)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .app import Resume, command
+from .inference import load_tokenizer
 
 
 @command(resumable=True)
@@ -184,7 +185,6 @@ def tokenize(
     """Convert a dataset's images to codes once, for the training stages that freeze the tokenizer."""
     from .data_ett.shards import Part
     from .data_ett.tokenization import tokenize_data_set
-    from .inference import load_tokenizer
 
     part = Part.parse(shard)
     tokenizer, image_processor = load_tokenizer(model)

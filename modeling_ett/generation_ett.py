@@ -89,8 +89,11 @@ class ImageGenerationMixin(CodeLoopMixin):
             )
 
     def keep_image_sampling(self, **sampling):
-        """Makes `IMAGE_SAMPLING`, with what `sampling` says in its place, the model's own, which its folder keeps in
-        `generation_config.json`."""
+        """Sets the model's sampling of images, which `save_pretrained` keeps in `generation_config.json`.
+
+        Args:
+            sampling: Values in place of those of `IMAGE_SAMPLING`.
+        """
         own = self.generation_config
         tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         self.generation_config = GenerationConfig(**tokens, **(IMAGE_SAMPLING | sampling))
@@ -102,6 +105,7 @@ class ImageGenerationMixin(CodeLoopMixin):
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        *,
         generation_mode: str = "text",
         **kwargs,
     ):
@@ -141,7 +145,8 @@ class ImageGenerationMixin(CodeLoopMixin):
         _check_stop_strings({**kwargs, "generation_config": generation_config})
         if not self.config.answers:
             warnings.warn(
-                "This model was trained last to generate images (config.answers is false) and has unlearned to answer",
+                "This model was trained last to generate images (config.answers is false). "
+                "Its answers are unreliable; use a chat model such as ETT-Chat.",
                 stacklevel=2,
             )
         if generation_config is None and self.generation_config.guidance_scale is not None:

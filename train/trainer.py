@@ -291,8 +291,10 @@ class ETTTrainer(Trainer):
             return
         # The optimizer has not undone the scale of float16 yet.
         scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-        is_shared = self.is_deepspeed_enabled
-        norms = norms_of_shares(self.gradients()) if is_shared else gradient_norms(self.parts(), scale)
+        if self.is_deepspeed_enabled:
+            norms = norms_of_shares(self.gradients())
+        else:
+            norms = gradient_norms(self.parts(), scale)
         if logs:
             for part, norm in norms.items():
                 self._record(f"grad_norm/{part}", norm)
@@ -434,6 +436,8 @@ class ETTTrainer(Trainer):
             return
         with self.checkpoints.writing(self.state) as folder:
             super()._save_checkpoint(model, trial)
+            if self.args.save_only_model:
+                return
             if self.average is not None:
                 self.average.save(folder, self.args.should_save)
             if self.adversary is not None and self.args.should_save:

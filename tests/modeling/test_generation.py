@@ -434,7 +434,7 @@ def test_a_model_for_images_that_is_asked_to_answer_warns_and_answers_as_if_it_w
     expected = make_model().generate(prompt, do_sample=False, **options)
     model = make_model(answers=False)
     model.keep_image_sampling()
-    with pytest.warns(UserWarning, match="trained last to generate images .* unlearned to answer"):
+    with pytest.warns(UserWarning, match="trained last to generate images .* chat model such as ETT-Chat"):
         assert torch.equal(model.generate(prompt, **options), expected)
     assert model.generate(torch.tensor([[10, IMAGE_START]]), **GREEDY).shape == (1, 4, 4)
 
