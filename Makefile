@@ -26,7 +26,7 @@ study: $(STAMP)  ## Run the ablations of the paper at miniature scale, some 9 ho
 test: $(STAMP)  ## Run all tests, one file to a core at a time (ARGS="tests/train -k resume" for some)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile $(ARGS)
 
-fuzz: $(STAMP)  ## Give 1,000 hostile inputs to every door, some 7 minutes (ARGS="--only recipes --count 100" for some)
+fuzz: $(STAMP)  ## Give 1,000 hostile inputs to every door, some 4 minutes (ARGS="--only recipes --count 100" for some)
 	$(BIN)/python -m tests.campaigns.fuzz $(ARGS)
 
 soak: $(STAMP)  ## Train every stage and disturb it 100 times, some 7 minutes (ARGS="--kills 20 --stage chat")
